@@ -1,0 +1,3 @@
+"""Low-bit language models for ESPnet."""
+
+__version__ = "0.1.0"
