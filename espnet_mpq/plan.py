@@ -1,0 +1,246 @@
+"""The plan: bits, grid and scale tying of every weight cluster, and what they cost in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from math import ceil, prod
+from pathlib import Path
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+
+from espnet_mpq.clusters import Cluster
+from espnet_mpq.errors import PlanError, near_matches
+from espnet_mpq.io import read_json, write_json
+
+FORMAT = "espnet_mpq.plan"
+VERSION = 1
+QUANTIZED_BITS = (1, 2, 4, 8)
+BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
+GRIDS = ("paper", "uniform", "codebook")
+TYINGS = ("model", "cluster", "row", "group")
+SCALE_N_BYTES = {"float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """How one cluster is stored; ``group_size`` (columns) belongs to tying "group" alone."""
+
+    bits: int
+    grid: str = "uniform"
+    tying: str = "row"
+    group_size: Optional[int] = None
+
+    def check(self, name: str) -> None:
+        """Raise PlanError if a value is not one of the supported ones."""
+        if isinstance(self.bits, bool) or self.bits not in BITS:
+            raise PlanError(
+                f"plan, cluster {name}: unsupported bits",
+                found=repr(self.bits),
+                expected="one of " + ", ".join(map(str, BITS)),
+            )
+        for key, value, known in (("grid", self.grid, GRIDS), ("tying", self.tying, TYINGS)):
+            if value not in known:
+                raise PlanError(
+                    f"plan, cluster {name}: unknown {key}",
+                    found=repr(value),
+                    expected="one of " + ", ".join(known),
+                )
+        if self.grid == "codebook" and self.bits == 8:
+            raise PlanError(
+                f"plan, cluster {name}: a codebook has at most 16 levels",
+                found="8 bits",
+                expected="1, 2 or 4 bits",
+            )
+        group = self.group_size
+        if (self.tying == "group") != (group is not None):
+            raise PlanError(
+                f"plan, cluster {name}: group_size goes with tying 'group' and with no other",
+                found=f"tying {self.tying!r}, group_size {group!r}",
+            )
+        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
+            raise PlanError(
+                f"plan, cluster {name}: bad group_size",
+                found=repr(group),
+                expected="a number of columns of at least 1",
+            )
+
+    def to_dict(self) -> dict:
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cluster name -> ClusterSpec, plus the dtype of the scales; immutable."""
+
+    clusters: Mapping[str, ClusterSpec]
+    scale_dtype: str = "float16"
+    provenance: Mapping = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        if self.scale_dtype not in SCALE_N_BYTES:
+            raise PlanError(
+                "plan: unknown scale_dtype",
+                found=repr(self.scale_dtype),
+                expected="one of " + ", ".join(SCALE_N_BYTES),
+            )
+        if not self.clusters:
+            raise PlanError("plan: no clusters", expected="at least one cluster with its bits")
+        for name, spec in self.clusters.items():
+            spec.check(name)
+
+    @classmethod
+    def from_dict(cls, value: Mapping) -> "Plan":
+        """Read the JSON form (a plan file, or ``plan`` inside lm_conf).
+
+        Raises:
+            PlanError: another format or version, unknown keys, unsupported values.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("clusters"), Mapping):
+            raise PlanError(
+                "plan: not a plan",
+                found=f"{type(value).__name__} without 'clusters'",
+                expected='{"format": "%s", "version": %d, "clusters": {...}}' % (FORMAT, VERSION),
+                todo="write one with `mpq plan`",
+            )
+        _refuse_unknown(
+            value, ("format", "version", "clusters", "scale_dtype", "provenance"), "plan"
+        )
+        if value.get("format", FORMAT) != FORMAT:
+            raise PlanError("plan: wrong format", found=repr(value["format"]), expected=repr(FORMAT))
+        if value.get("version", VERSION) != VERSION:
+            raise PlanError(
+                "plan: unknown version",
+                found=value["version"],
+                expected=VERSION,
+                todo="upgrade espnet_mpq or write the plan again with `mpq plan`",
+            )
+        clusters = {}
+        for name, spec in value["clusters"].items():
+            if not isinstance(spec, Mapping) or "bits" not in spec:
+                raise PlanError(f"plan, cluster {name}: no bits", found=repr(spec))
+            _refuse_unknown(spec, ClusterSpec.__dataclass_fields__, f"plan, cluster {name}")
+            clusters[str(name)] = ClusterSpec(**spec)
+        return cls(clusters, value.get("scale_dtype", "float16"), value.get("provenance") or {})
+
+    def to_dict(self, provenance: bool = True) -> dict:
+        """The JSON form; ``provenance=False`` for the copy inside lm_conf."""
+        value = {
+            "format": FORMAT,
+            "version": VERSION,
+            "scale_dtype": self.scale_dtype,
+            "clusters": {name: spec.to_dict() for name, spec in self.clusters.items()},
+        }
+        if provenance and self.provenance:
+            value["provenance"] = dict(self.provenance)
+        return value
+
+    @classmethod
+    def read(cls, path: Union[str, Path]) -> "Plan":
+        """Read plan.json; raises PlanError or InputError."""
+        return cls.from_dict(read_json(path))
+
+    def write(self, path: Union[str, Path]) -> None:
+        """Write plan.json atomically."""
+        write_json(path, self.to_dict())
+
+    def check(self, clusters: Sequence[Cluster]) -> None:
+        """Raise PlanError unless the plan names exactly these clusters."""
+        known = [cluster.name for cluster in clusters]
+        for name in self.clusters:
+            if name not in known:
+                raise PlanError(
+                    "plan: unknown cluster", found=repr(name), todo=near_matches(name, known)
+                )
+        missing = [name for name in known if name not in self.clusters]
+        if missing:
+            raise PlanError("plan: clusters without bits", found=", ".join(missing))
+
+
+def _refuse_unknown(value: Mapping, known: Iterable[str], where: str) -> None:
+    for key in value:
+        if key not in known:
+            raise PlanError(f"{where}: unknown key", found=repr(key), todo=near_matches(key, known))
+
+
+def uniform_plan(
+    clusters: Sequence[Cluster],
+    bits: int,
+    grid: str = "uniform",
+    tying: str = "row",
+    group_size: Optional[int] = None,
+    scale_dtype: str = "float16",
+) -> Plan:
+    """The same spec for every cluster."""
+    spec = ClusterSpec(bits, grid, tying, group_size)
+    return Plan({cluster.name: spec for cluster in clusters}, scale_dtype)
+
+
+@dataclass(frozen=True)
+class PlanSize:
+    """What a plan costs: bytes of the whole packed file and bits per weight of the LM."""
+
+    n_bytes: int
+    n_weights: int
+
+    @property
+    def effective_bits(self) -> float:
+        return 8.0 * self.n_bytes / self.n_weights
+
+
+def cluster_n_bytes(cluster: Cluster, spec: ClusterSpec, scale_dtype: str = "float16") -> int:
+    """Bytes of a cluster's tensors: codes (each row padded to a whole byte) and scales.
+
+    The scale that tying "model" shares between clusters is not counted here
+    (plan_size counts it once); group scales count per row and group, the last
+    group of a row may be short.
+    """
+    if spec.bits >= 16:
+        return cluster.n_weights * spec.bits // 8
+    n_bytes = 0
+    n_scales = 1 if spec.tying == "cluster" else 0
+    for part in cluster.parts:
+        rows, cols = part.shape
+        n_bytes += rows * ceil(cols * spec.bits / 8)
+        if spec.tying == "row":
+            n_scales += rows
+        elif spec.tying == "group":
+            n_scales += rows * ceil(cols / spec.group_size)
+    return n_bytes + n_scales * SCALE_N_BYTES[scale_dtype]
+
+
+def plan_size(
+    plan: Plan,
+    clusters: Sequence[Cluster],
+    rest: Sequence[Tuple[str, tuple]],
+    header_n_bytes: int = 0,
+) -> PlanSize:
+    """Size of the packed file that a plan leads to.
+
+    Args:
+        rest: (name, shape) of the parameters that stay float32 (rest_parameters).
+        header_n_bytes: bytes of the file header (packed.header_n_bytes).
+    """
+    n_bytes = header_n_bytes + 4 * sum(prod(shape) for _, shape in rest)
+    shared = set()
+    for cluster in clusters:
+        spec = plan.clusters[cluster.name]
+        n_bytes += cluster_n_bytes(cluster, spec, plan.scale_dtype)
+        if spec.tying == "model" and spec.bits < 16:
+            shared.add((spec.bits, spec.grid))
+    n_bytes += len(shared) * SCALE_N_BYTES[plan.scale_dtype]
+    return PlanSize(n_bytes, total_n_weights(clusters, rest))
+
+
+def total_n_weights(clusters: Sequence[Cluster], rest: Sequence[Tuple[str, tuple]]) -> int:
+    """All parameters of the fp LM, tied ones once: the denominator of effective bits."""
+    return sum(c.n_weights for c in clusters) + sum(prod(shape) for _, shape in rest)
+
+
+def bits_table(plan: Plan, clusters: Sequence[Cluster]) -> List[Dict]:
+    """One row per cluster for reports: name, kind, n_weights, bits, grid, tying, n_bytes."""
+    rows = []
+    for cluster in clusters:
+        spec = plan.clusters[cluster.name]
+        n_bytes = cluster_n_bytes(cluster, spec, plan.scale_dtype)
+        row = {"cluster": cluster.name, "kind": cluster.kind, "n_weights": cluster.n_weights}
+        rows.append({**row, **spec.to_dict(), "n_bytes": n_bytes})
+    return rows
