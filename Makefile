@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine; each makes the environment it needs (once).
+#   make demo      the AN4 recipe: speech recognition with an fp and a packed 2-bit LM, ends with a table
+#   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
+#   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
+# Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
+SHELL := /bin/bash
+.PHONY: demo test test-k2 lint venv venv-k2 has-python-3.10 clean
+
+PYTEST_ARGS ?=
+
+venv:
+	@conf/env/make_venv.sh .venv 3.11 conf/env/newest.txt
+
+venv-k2:
+	@conf/env/make_venv.sh .venv-k2 3.10 conf/env/k2.txt
+
+demo: venv
+	cd egs/an4/mpq1 && ./run.sh --python "$(CURDIR)/.venv/bin/python"
+
+test: venv
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-k2: venv-k2
+	.venv-k2/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: venv
+	.venv/bin/ruff check espnet_mpq tests egs setup.py
+
+has-python-3.10:
+	@conf/env/make_venv.sh --find 3.10 > /dev/null
+
+clean:
+	rm -rf .venv .venv-k2 build *.egg-info
