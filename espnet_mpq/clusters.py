@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The unit that gets one bit-width; kind is embedding, gate, attention, feed_forward or output."""
+    """What gets one bit-width; kind: embedding, gate, attention, feed_forward or output."""
 
     name: str
     kind: str

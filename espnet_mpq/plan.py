@@ -56,7 +56,8 @@ class ClusterSpec:
                 f"plan, cluster {name}: group_size goes with tying 'group' and with no other",
                 found=f"tying {self.tying!r}, group_size {group!r}",
             )
-        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
+        is_count = isinstance(group, int) and not isinstance(group, bool) and group >= 1
+        if group is not None and not is_count:
             raise PlanError(
                 f"plan, cluster {name}: bad group_size",
                 found=repr(group),
@@ -105,7 +106,9 @@ class Plan:
             value, ("format", "version", "clusters", "scale_dtype", "provenance"), "plan"
         )
         if value.get("format", FORMAT) != FORMAT:
-            raise PlanError("plan: wrong format", found=repr(value["format"]), expected=repr(FORMAT))
+            raise PlanError(
+                "plan: wrong format", found=repr(value["format"]), expected=repr(FORMAT)
+            )
         if value.get("version", VERSION) != VERSION:
             raise PlanError(
                 "plan: unknown version",
