@@ -1,0 +1,115 @@
+"""The host's checkpoint files: kept whole when a run is killed, averages put back on the grid."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Callable, Optional
+
+import torch
+
+from espnet_mpq.errors import FormatError
+from espnet_mpq.io import atomic_write
+
+CHECKPOINT = "checkpoint.pth"
+PREVIOUS = "checkpoint.prev.pth"
+AVERAGE = re.compile(r".+\.ave_\d+best(\.till\d+epoch)?\.pth")
+
+
+def is_whole(path: Path) -> bool:
+    """True if ``path`` is a complete torch.save file (every record passes its checksum)."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move checkpoint.pth aside before the host overwrites it: its torch.save is not atomic."""
+    if (output_dir / CHECKPOINT).exists():
+        os.replace(output_dir / CHECKPOINT, output_dir / PREVIOUS)
+
+
+def recover(output_dir: Path) -> None:
+    """Before a run resumes: take the previous checkpoint if the last was not written whole.
+
+    Raises:
+        FormatError: checkpoint.pth is damaged and there is no previous one.
+    """
+    last, previous = output_dir / CHECKPOINT, output_dir / PREVIOUS
+    if is_whole(last):
+        return
+    if is_whole(previous):
+        logging.warning(f"{last} is missing or damaged: resuming from {previous}")
+        os.replace(previous, last)
+    elif last.exists():
+        raise FormatError(
+            f"{last} is damaged and there is no {PREVIOUS}",
+            todo="delete it to train from the start, or give --resume false",
+        )
+
+
+def forget_previous(output_dir: Path) -> None:
+    """Remove the previous checkpoint; the last one is whole."""
+    if is_whole(output_dir / CHECKPOINT) and (output_dir / PREVIOUS).exists():
+        (output_dir / PREVIOUS).unlink()
+
+
+def mend_epoch_files(output_dir: Path, model: torch.nn.Module, reporter, criteria) -> None:
+    """Write {n}epoch.pth and its links if the run was killed right after checkpoint.pth.
+
+    Args:
+        model: as just loaded from checkpoint.pth.
+        reporter: the host's Reporter, loaded from it too.
+        criteria: the host's best_model_criterion, [(phase, key, "min" | "max"), ...].
+    """
+    epoch = reporter.get_epoch()
+    path = output_dir / f"{epoch}epoch.pth"
+    if not is_whole(path):
+        logging.warning(f"{path} is missing or damaged: written again from {CHECKPOINT}")
+        atomic_save(path, model.state_dict())
+    links = ["latest.pth"]
+    for phase, key, mode in criteria:
+        if reporter.has(phase, key) and reporter.get_best_epoch(phase, key, mode) == epoch:
+            links.append(f"{phase}.{key}.best.pth")
+    for link in (output_dir / name for name in links):
+        if not link.is_symlink() or os.readlink(link) != path.name:
+            if link.is_symlink() or link.exists():
+                link.unlink()
+            link.symlink_to(path.name)
+
+
+def atomic_save(path: Path, value) -> None:
+    """torch.save, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def project_averages(
+    output_dir: Path,
+    model: torch.nn.Module,
+    project: Callable[[torch.nn.Module], Optional[object]],
+) -> None:
+    """Put the host's n-best averages on the grid; the mean of grid points lies off it.
+
+    Args:
+        model: the ESPnet model; a copy of it is used.
+        project: projects the LM it is given, in place.
+    """
+    paths = [p for p in output_dir.glob("*.pth") if AVERAGE.fullmatch(p.name)]
+    paths = [p for p in paths if not p.is_symlink()]
+    if not paths:
+        return
+    work = copy.deepcopy(model)
+    for path in sorted(paths):
+        work.load_state_dict(torch.load(path, map_location="cpu"))
+        project(work.lm)
+        atomic_save(path, work.state_dict())
+        logging.info(f"{path} was projected onto the grid of the plan")

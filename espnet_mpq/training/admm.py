@@ -1,0 +1,345 @@
+"""ADMM training of a low-bit LM: the papers' three steps as a controller on an optimizer."""
+
+from __future__ import annotations
+
+import functools
+from typing import Callable, Dict, Optional
+
+import torch
+
+from espnet_mpq.clusters import find_clusters, get_mats, set_mats, unique_parameters
+from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.plan import Plan
+from espnet_mpq.training.finishing import Finishing
+from espnet_mpq.training.options import AdmmOptions
+from espnet_mpq.training.table import (
+    Mats,
+    Table,
+    coded_names,
+    project,
+    relative_distance,
+    stored_mats,
+)
+
+STATE_KEY = "mpq_admm"
+STATE_VERSION = 1
+
+
+class AdmmController:
+    """Minimise F(Θ) subject to Θ = f(Θ) = αV for the coded clusters of an LM.
+
+    Augmented Lagrangian: F(Θ) + γ/2 ||Θ - αV + λ||² - γ/2 ||λ||², λ the scaled dual.
+      step 1  Θ: a step of the caller's optimizer on ∇F(Θ) + γ(Θ - αV + λ); optionally the
+              gradient is taken at the extragradient probe Θ - η1 ∇L(Θ)
+      step 2  α, V: projection of Θ + λ
+      step 3  λ <- λ + Θ - αV
+    Step 1 happens in every optimizer.step(); steps 2 and 3 every ``dual_period_updates``
+    updates or once per epoch. 16-bit clusters train as floats and are rounded when stored.
+
+    The caller brackets every epoch by start_epoch() and end_epoch(). Between epochs the
+    LM holds the projected weights; the float Θ, λ, α, V and all counters are in
+    ``optimizer.state_dict()["mpq_admm"]`` and nowhere else, and come back through
+    ``optimizer.load_state_dict``.
+
+    Args:
+        lm: the language model (parameters named as clusters.find_clusters expects).
+        plan: bits, grid and tying of its clusters.
+        optimizer: any torch optimizer over its parameters; its methods ``step``,
+            ``state_dict``, ``load_state_dict`` are wrapped on the instance (hooks of torch 2
+            are not in torch 1.13).
+        options: AdmmOptions.
+
+    Attributes:
+        gradient_at: set by the caller for the extragradient: a function without arguments
+            that fills the ``.grad`` of all parameters with ∇F at their present values, on the
+            mini-batches of the update under way (the controller clears old gradients first).
+
+    Raises:
+        PlanError: the plan does not fit the LM.
+
+    Source: Xu et al. 2021 (arXiv 2112.11438) section IV, Algorithm 1, with Θ + λ projected.
+    """
+
+    def __init__(self, lm: torch.nn.Module, plan: Plan, optimizer, options: AdmmOptions):
+        clusters = find_clusters(lm)
+        plan.check(clusters)
+        self.lm, self.plan, self.options, self.optimizer = lm, plan, options, optimizer
+        self.clusters = {cluster.name: cluster for cluster in clusters}
+        self.coded = coded_names(plan)
+        self.stored = [name for name, spec in plan.clusters.items() if spec.bits < 32]
+        self.gradient_at: Optional[Callable[[], None]] = None
+
+        self.table: Optional[Table] = None  # α, V
+        self.dual: Mats = {}  # λ
+        self.goal: Mats = {}  # αV - λ, what the penalty pulls Θ to
+        self.gamma = options.gamma
+        self.n_updates = 0
+        self.residuals = {"primal": 0.0, "dual": 0.0}
+        self.finishing: Optional[Finishing] = None
+        self._float_weights: Optional[Mats] = None  # Θ while the LM holds projected weights
+        self._wrap(optimizer)
+
+    # ---- step 1: the weights -------------------------------------------------------------
+
+    def _before_step(self) -> None:
+        if self.table is None:
+            raise InputError("ADMM: optimizer.step() before start_epoch()")
+        if self.finishing is not None:
+            gradients = {n: g for n, g in self._mats_of_gradients().items() if n in self.coded}
+            self.finishing.step(gradients)
+        elif self.options.extragradient:
+            self._extragradient()
+        else:
+            self._add_penalty()
+
+    def _after_step(self) -> None:
+        self.n_updates += 1
+        if self.finishing is not None:
+            # Whatever the optimizer did to the coded weights, W = αV with the tuned α.
+            self._write(stored_coded(self.finishing.current()))
+            return
+        period = self.options.dual_period_updates
+        if period and self.n_updates % period == 0:
+            self._update_table_and_dual()
+
+    @torch.no_grad()
+    def _add_penalty(self) -> None:
+        """∇L(Θ) = ∇F(Θ) + γ(Θ - αV + λ), in place on the gradients."""
+        gradients = self._mats_of_gradients()
+        for name in self.coded:
+            if name not in gradients:
+                continue
+            weights = get_mats(self.lm, self.clusters[name])
+            for gradient, weight, goal in zip(gradients[name], weights, self.goal[name]):
+                gradient.add_((weight - goal).to(gradient.dtype), alpha=self.gamma)
+
+    def _extragradient(self) -> None:
+        """Replace ∇L(Θ) by ∇L(Θ̄), Θ̄ = Θ - η1 ∇L(Θ); Θ itself is left where it is."""
+        if self.gradient_at is None:
+            raise InputError("ADMM extragradient: no function to evaluate the second gradient")
+        self._add_penalty()
+        groups = self.optimizer.param_groups
+        parameters = [p for g in groups for p in g["params"] if p.grad is not None]
+        origin = [p.detach().clone() for p in parameters]
+        first = [p.grad.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p, gradient in zip(parameters, first):
+                p.sub_(gradient, alpha=self.options.eta1)
+                p.grad.zero_()
+        self.gradient_at()
+        self._add_penalty()
+        with torch.no_grad():
+            usable = all(bool(torch.isfinite(p.grad).all()) for p in parameters)
+            for p, value, gradient in zip(parameters, origin, first):
+                p.copy_(value)
+                if not usable:  # the probe left the finite region: a plain gradient step
+                    p.grad.copy_(gradient)
+
+    # ---- steps 2 and 3: table and dual ---------------------------------------------------
+
+    @torch.no_grad()
+    def _update_table_and_dual(self) -> None:
+        weights = self._coded_weights()
+        previous = stored_coded(self.table)
+        with_dual = {
+            name: [w + u for w, u in zip(weights[name], self.dual[name])] for name in self.coded
+        }
+        self.table = project(
+            with_dual,
+            self.plan,
+            method=self.options.projection,
+            start=self.table,
+            rounds=self.options.als_rounds,
+        )
+        values = stored_coded(self.table)
+        for name in self.coded:
+            for dual, weight, value in zip(self.dual[name], weights[name], values[name]):
+                dual.add_(weight - value)
+        self.residuals["dual"] = relative_distance(values, previous)
+        self._set_goal(values)
+
+    def _set_goal(self, values: Mats) -> None:
+        self.goal = {
+            name: [v - u for v, u in zip(values[name], self.dual[name])] for name in self.coded
+        }
+
+    def _grow_gamma(self) -> None:
+        if self.options.gamma_schedule != "growing":
+            return
+        larger = min(self.gamma * self.options.gamma_growth, self.options.gamma_max)
+        for duals in self.dual.values():
+            for dual in duals:
+                dual.mul_(self.gamma / larger)  # γλ, the true multiplier, stays what it is
+        self.gamma = larger
+        self._set_goal(stored_coded(self.table))
+
+    # ---- epochs --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_epoch(self, n_epochs_left: int) -> None:
+        """Put the float weights back and begin the finishing phase when it is time.
+
+        Args:
+            n_epochs_left: epochs of the run still to come, the one that starts included.
+        """
+        self.restore_weights()
+        if self.table is None:
+            weights = self._coded_weights()
+            self.table = project(weights, self.plan, method="mse")
+            self.dual = {n: [torch.zeros_like(w) for w in weights[n]] for n in self.coded}
+            self._set_goal(stored_coded(self.table))
+        if self.finishing is None and n_epochs_left <= self.options.finish_epochs:
+            self._begin_finishing()
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """Close the epoch: steps 2 and 3 if they are due, γ, residuals, projected weights."""
+        if self.finishing is None:
+            if self.options.dual_period_updates == 0:
+                self._update_table_and_dual()
+            self.residuals["primal"] = relative_distance(
+                self._coded_weights(), stored_coded(self.table)
+            )
+            self._grow_gamma()
+        self.project_weights()
+
+    @torch.no_grad()
+    def project_weights(self) -> None:
+        """Keep Θ aside and write the weights that a packed file would hold into the LM."""
+        if self._float_weights is not None:
+            return
+        weights = {n: get_mats(self.lm, self.clusters[n]) for n in self.stored}
+        kept = {n: [mat.clone() for mat in mats] for n, mats in weights.items()}
+        self._write(stored_mats(kept, self._saved_table(kept)))
+        self._float_weights = kept
+
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Write Θ back into the LM."""
+        if self._float_weights is not None:
+            self._write(self._float_weights)
+            self._float_weights = None
+
+    def _saved_table(self, weights: Mats) -> Table:
+        if self.finishing is not None:
+            return self.finishing.current()
+        if self.options.saved == "table":
+            return self.table
+        return project(weights, self.plan, method="mse")
+
+    def _begin_finishing(self) -> None:
+        self.finishing = Finishing(self._saved_table(self._coded_weights()), self.options.finish_lr)
+        self.table = self.finishing.table
+        self.dual, self.goal = {}, {}
+        self.residuals = {"primal": 0.0, "dual": 0.0}
+        self._write(stored_coded(self.finishing.current()))
+
+    # ---- the LM's matrices ---------------------------------------------------------------
+
+    def _coded_weights(self) -> Mats:
+        return {n: [m.float() for m in get_mats(self.lm, self.clusters[n])] for n in self.coded}
+
+    def _mats_of_gradients(self) -> Mats:
+        """Views into the gradients, shaped as get_mats; clusters with frozen parts are left out."""
+        parameters = unique_parameters(self.lm)
+        gradients = {}
+        for name, cluster in self.clusters.items():
+            parts = [(parameters[p.parameter].grad, p) for p in cluster.parts]
+            if all(gradient is not None for gradient, _ in parts):
+                gradients[name] = [gradient[p.start : p.stop] for gradient, p in parts]
+        return gradients
+
+    def _write(self, mats: Mats) -> None:
+        for name, values in mats.items():
+            set_mats(self.lm, self.clusters[name], values)
+
+    # ---- checkpoints ---------------------------------------------------------------------
+
+    def _wrap(self, optimizer) -> None:
+        step, state_dict, load = optimizer.step, optimizer.state_dict, optimizer.load_state_dict
+
+        # wraps() keeps the marks by which LR schedulers recognise a step they count.
+        @functools.wraps(step)
+        def admm_step(*args, **kwargs):
+            self._before_step()
+            result = step(*args, **kwargs)
+            self._after_step()
+            return result
+
+        @functools.wraps(state_dict)
+        def admm_state_dict(*args, **kwargs):
+            return {**state_dict(*args, **kwargs), STATE_KEY: self.state_dict()}
+
+        @functools.wraps(load)
+        def admm_load_state_dict(state, *args, **kwargs):
+            state = dict(state)
+            if STATE_KEY not in state:
+                raise MismatchError(
+                    "checkpoint has no ADMM state",
+                    found="a checkpoint of a run without a plan",
+                    todo="train into a new folder (--output_dir) and start from the fp LM with "
+                    "--init_param",
+                )
+            self.load_state_dict(state.pop(STATE_KEY))
+            return load(state, *args, **kwargs)
+
+        optimizer.step = admm_step
+        optimizer.state_dict = admm_state_dict
+        optimizer.load_state_dict = admm_load_state_dict
+
+    def state_dict(self) -> Dict:
+        """Everything of ADMM that a resumed run needs; tensors and plain values only."""
+        return {
+            "version": STATE_VERSION,
+            "plan": self.plan.to_dict(provenance=False),
+            "float_weights": self._float_weights,
+            "table": None if self.table is None else self.table.to_dict(),
+            "dual": self.dual,
+            "gamma": self.gamma,
+            "n_updates": self.n_updates,
+            "residuals": dict(self.residuals),
+            "finishing": None if self.finishing is None else self.finishing.state_dict(),
+        }
+
+    def load_state_dict(self, state: Dict) -> None:
+        """Take over a state_dict().
+
+        Raises:
+            MismatchError: written by another version or with another plan.
+        """
+        for key, mine in (
+            ("version", STATE_VERSION),
+            ("plan", self.plan.to_dict(provenance=False)),
+        ):
+            if state.get(key) != mine:
+                raise MismatchError(
+                    f"the ADMM state in the checkpoint has another {key}",
+                    found=state.get(key),
+                    expected=mine,
+                    todo="train into a new folder (--output_dir) or delete checkpoint.pth",
+                )
+        device = next(self.lm.parameters()).device
+
+        def here(mats: Mats) -> Mats:
+            # Copies: the dual is updated in place and must not change the caller's state.
+            return {n: [m.to(device, copy=True) for m in parts] for n, parts in mats.items()}
+
+        def table(value: Dict) -> Table:
+            return Table(self.plan, here(value["scales"]), here(value["codes"]))
+
+        self._float_weights = state["float_weights"] and here(state["float_weights"])
+        self.table = state["table"] and table(state["table"])
+        self.dual = here(state["dual"])
+        self.gamma, self.n_updates = state["gamma"], state["n_updates"]
+        self.residuals = dict(state["residuals"])
+        self.finishing = None
+        if state["finishing"] is not None:
+            self.finishing = Finishing(table(state["finishing"]["start"]), self.options.finish_lr)
+            self.finishing.load_state_dict(state["finishing"])
+        elif self.table is not None:
+            self._set_goal(stored_coded(self.table))
+
+
+def stored_coded(table: Table) -> Mats:
+    """αV of every coded cluster."""
+    return {name: table.values(name) for name in table.codes}

@@ -1,0 +1,89 @@
+"""Options of ADMM training, host-free, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from espnet_mpq.errors import InputError
+
+GAMMA_SCHEDULES = ("constant", "growing")
+PROJECTIONS = ("mse", "als")
+SAVED = ("weights", "table")
+
+
+@dataclass(frozen=True)
+class AdmmOptions:
+    """How the three ADMM steps and the finishing phase run.
+
+    Attributes:
+        gamma: penalty of the augmented Lagrangian, relative to a per-token mean loss in nats
+            (the papers use 1e-3 throughout).
+        gamma_schedule: "constant" (as published) or "growing" (times gamma_growth after every
+            epoch, never above gamma_max; the scaled dual is divided by the same factor).
+        gamma_growth: factor of one epoch, at least 1.
+        gamma_max: ceiling of a growing gamma.
+        dual_period_updates: optimizer updates between two dual updates; 0 = once per epoch.
+        projection: step 2's method: "als" (alternating least squares from the last scales, as
+            published) or "mse" (optimal scale search). The first projection is always "mse".
+        als_rounds: inner rounds of "als" (the papers use at most 20).
+        extragradient: take the weight gradient at a probe point (as published; doubles the cost).
+        eta1: step of the probe.
+        saved: what validation sees and checkpoints hold: "weights" = nearest grid point of the
+            float weights, "table" = step 2's table, the nearest grid point of weights + dual.
+        finish_epochs: last epochs of the run, which keep the codes and tune scales and float rest.
+        finish_lr: Adam step of the log scales in these epochs.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+
+    gamma: float = 1e-3
+    gamma_schedule: str = "growing"
+    gamma_growth: float = 2.0
+    gamma_max: float = 1.0
+    dual_period_updates: int = 0
+    projection: str = "mse"
+    als_rounds: int = 20
+    extragradient: bool = False
+    eta1: float = 0.02
+    saved: str = "weights"
+    finish_epochs: int = 1
+    finish_lr: float = 1e-3
+
+    def __post_init__(self):
+        for name, known in (
+            ("gamma_schedule", GAMMA_SCHEDULES),
+            ("projection", PROJECTIONS),
+            ("saved", SAVED),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"ADMM option {name}",
+                    found=repr(getattr(self, name)),
+                    expected="one of " + ", ".join(known),
+                )
+        bounds = {
+            "gamma": (0.0, False),
+            "gamma_growth": (1.0, True),
+            "gamma_max": (self.gamma, True),
+            "dual_period_updates": (0, True),
+            "als_rounds": (1, True),
+            "eta1": (0.0, False),
+            "finish_epochs": (0, True),
+            "finish_lr": (0.0, False),
+        }
+        whole = {f.name for f in fields(self) if f.type == "int"}
+        for name, (low, inclusive) in bounds.items():
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = number and math.isfinite(value)
+            if number and name in whole:
+                number = value == int(value)
+            if not number or value < low or (value == low and not inclusive):
+                kind = "a whole number" if name in whole else "a number"
+                raise InputError(
+                    f"ADMM option {name}",
+                    found=repr(value),
+                    expected=f"{kind} {'of at least' if inclusive else 'above'} {low}",
+                )

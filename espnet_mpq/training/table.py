@@ -1,0 +1,152 @@
+"""The table f(Θ) = αV of the papers: scales and codes of every quantized cluster of an LM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional
+
+import torch
+
+from espnet_mpq.clusters import find_clusters, get_mats, set_mats
+from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.quant.fake_quant import project_cluster, project_model_tied
+from espnet_mpq.quant.grid import make_grid
+
+Mats = Dict[str, List[torch.Tensor]]  # cluster name -> one (rows, cols) matrix per part
+
+
+def is_coded(spec: ClusterSpec) -> bool:
+    """True for clusters with codes (1, 2, 4, 8 bits); False for float16 and float32 ones."""
+    return spec.bits < 16
+
+
+def coded_names(plan: Plan) -> List[str]:
+    """Names of the clusters with codes, in the plan's order."""
+    return [name for name, spec in plan.clusters.items() if is_coded(spec)]
+
+
+@dataclass
+class Table:
+    """α and V of all coded clusters.
+
+    Attributes:
+        plan: bits, grid and tying of every cluster.
+        scales: cluster -> float32 scales per part: row (rows, 1), group (rows, n_groups),
+            cluster and model (1, 1), the one tensor repeated for every part that shares it.
+        codes: cluster -> uint8 (rows, cols) per part.
+    """
+
+    plan: Plan
+    scales: Mats
+    codes: Mats
+
+    def values(self, name: str, scales: Optional[List[torch.Tensor]] = None) -> List[torch.Tensor]:
+        """αV of one cluster, float32 (rows, cols) per part; other ``scales`` may be given."""
+        spec = self.plan.clusters[name]
+        scales = self.scales[name] if scales is None else scales
+        return [
+            spread_scale(scale, code.shape[1], spec.group_size) * level_of(code, spec)
+            for scale, code in zip(scales, self.codes[name])
+        ]
+
+    def to_dict(self) -> dict:
+        return {"scales": self.scales, "codes": self.codes}
+
+
+def spread_scale(scale: torch.Tensor, cols: int, group_size: Optional[int]) -> torch.Tensor:
+    """Repeat group scales (rows, n_groups) over their columns; others broadcast as they are."""
+    if group_size is None:
+        return scale
+    return scale.repeat_interleave(group_size, dim=1)[:, :cols]
+
+
+def level_of(code: torch.Tensor, spec: ClusterSpec) -> torch.Tensor:
+    """Float32 grid level of every code, same shape."""
+    levels = make_grid(spec.grid, spec.bits).levels_tensor(code.device, torch.float32)
+    return levels[code.long()]
+
+
+def project(
+    mats: Mats,
+    plan: Plan,
+    method: str = "mse",
+    start: Optional[Table] = None,
+    rounds: int = 20,
+) -> Table:
+    """Step 2 of ADMM: the nearest (α, V) to the given weights.
+
+    Args:
+        mats: float matrices of every coded cluster of the plan.
+        method: "mse" (optimal scale search) or "als" (alternating least squares).
+        start: table whose scales warm-start "als".
+        rounds: inner rounds of "als".
+
+    Source: Xu et al. 2021 (arXiv 2112.11438), eq. of the table update; here Θ + λ is
+    projected, which is what the printed objective asks for.
+    """
+    dtype = getattr(torch, plan.scale_dtype)
+    scales, codes = {}, {}
+    shared: Dict[tuple, List[str]] = {}
+    for name in coded_names(plan):
+        spec = plan.clusters[name]
+        if spec.tying == "model":
+            shared.setdefault((spec.bits, spec.grid), []).append(name)
+            continue
+        done = project_cluster(
+            mats[name],
+            spec,
+            method=method,
+            init=start.scales[name] if start is not None else None,
+            rounds=rounds,
+            scale_dtype=dtype,
+        )
+        scales[name], codes[name] = list(done.scales), list(done.codes)
+    for names in shared.values():
+        together = [mat for name in names for mat in mats[name]]
+        done = project_model_tied(
+            together,
+            plan.clusters[names[0]],
+            method=method,
+            init=start.scales[names[0]] if start is not None else None,
+            rounds=rounds,
+            scale_dtype=dtype,
+        )
+        first = 0
+        for name in names:
+            last = first + len(mats[name])
+            scales[name] = [done.scales[0]] * len(mats[name])
+            codes[name] = list(done.codes[first:last])
+            first = last
+    return Table(plan, scales, codes)
+
+
+def stored_mats(mats: Mats, table: Table) -> Mats:
+    """The weights a packed file would hold: αV, float16 clusters rounded, float32 ones as is."""
+    stored = {}
+    for name, spec in table.plan.clusters.items():
+        if is_coded(spec):
+            stored[name] = table.values(name)
+        elif spec.bits == 16:
+            stored[name] = [mat.half().to(mat.dtype) for mat in mats[name]]
+    return stored
+
+
+def relative_distance(a: Mapping, b: Mapping) -> float:
+    """||a - b|| / ||a|| over all matrices of the clusters in ``b``; 0 when a is zero."""
+    difference = norm = 0.0
+    for name in b:
+        for x, y in zip(a[name], b[name]):
+            difference += float((x.float() - y.float()).square().sum())
+            norm += float(x.float().square().sum())
+    return (difference / norm) ** 0.5 if norm > 0 else 0.0
+
+
+@torch.no_grad()
+def project_lm(lm: torch.nn.Module, plan: Plan) -> Table:
+    """Replace the weights of an LM by what a packed file of it would hold; returns the table."""
+    clusters = {cluster.name: cluster for cluster in find_clusters(lm)}
+    mats = {n: get_mats(lm, clusters[n]) for n, spec in plan.clusters.items() if spec.bits < 32}
+    table = project(mats, plan)
+    for name, values in stored_mats(mats, table).items():
+        set_mats(lm, clusters[name], values)
+    return table
