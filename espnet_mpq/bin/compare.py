@@ -1,0 +1,143 @@
+"""mpq compare: word error rates of two systems and whether their difference is significant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from espnet_mpq import __version__
+from espnet_mpq.errors import InputError
+from espnet_mpq.evaluate import hypotheses, significance, wer
+from espnet_mpq.io import sha256_file, write_json
+
+HELP = "WER of two hypothesis files, MAPSSWE p-value, bootstrap interval"
+EXAMPLE = """example:
+  mpq compare --ref dump/raw/test/text --hyp_a exp/asr/decode_fp/test/text \\
+      --hyp_b exp/asr/decode_mpq/test/text --names fp mixed --json compare.json
+"""
+FORMAT_NAME, VERSION = "espnet_mpq.comparison", 1
+ALPHA = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the subcommand."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    parser.add_argument("--ref", required=True, help="references: `utt text` or trn lines")
+    parser.add_argument("--hyp_a", required=True, help="hypotheses of the baseline")
+    parser.add_argument("--hyp_b", required=True, help="hypotheses of the other system")
+    parser.add_argument("--names", nargs=2, default=["a", "b"], metavar=("A", "B"))
+    parser.add_argument("--text_format", choices=hypotheses.FILE_FORMATS, default="auto")
+    parser.add_argument(
+        "--unit", choices=hypotheses.UNITS, default="word", help="char: character error rate"
+    )
+    parser.add_argument("--json", help="write all numbers to this file")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--n_replications", type=int, default=10000, help="of the bootstrap")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the comparison; write it to ``args.json`` if given."""
+    result = compare(
+        args.ref,
+        args.hyp_a,
+        args.hyp_b,
+        names=args.names,
+        text_format=args.text_format,
+        unit=args.unit,
+        seed=args.seed,
+        n_replications=args.n_replications,
+    )
+    print(to_text(result))
+    if args.json:
+        write_json(args.json, result)
+
+
+def compare(
+    ref,
+    hyp_a,
+    hyp_b,
+    *,
+    names=("a", "b"),
+    text_format: str = "auto",
+    unit: str = "word",
+    seed: int = 0,
+    n_replications: int = 10000,
+) -> dict:
+    """All numbers of a comparison of two hypothesis files with one reference.
+
+    Returns:
+        {"systems": {name: counts and wer_percent}, "mapsswe": {...}, "bootstrap": {...},
+        ...} as written by `--json`.
+
+    Raises:
+        InputError: unreadable files, equal names, or sets of utterances that differ.
+    """
+    name_a, name_b = names
+    if name_a == name_b:
+        raise InputError("the two systems have one name", found=repr(name_a), todo="use --names")
+    files = {"ref": ref, "hyp_a": hyp_a, "hyp_b": hyp_b}
+    read = {
+        role: hypotheses.read_transcripts(path, text_format, unit) for role, path in files.items()
+    }
+    utts, refs, hyps = hypotheses.pair(read["ref"], {name_a: read["hyp_a"], name_b: read["hyp_b"]})
+    steps = {name: wer.align_all(refs, hyps[name]) for name in names}
+    counts = {name: wer.count(steps[name]) for name in names}
+    test = significance.mapsswe_of_alignments(steps[name_a], steps[name_b])
+    interval = significance.bootstrap_difference(steps[name_a], steps[name_b], n_replications, seed)
+    return {
+        "format": FORMAT_NAME,
+        "version": VERSION,
+        "unit": unit,
+        "n_utterances": len(utts),
+        "systems": {
+            name: {**dataclasses.asdict(c), "n_errors": c.n_errors, "wer_percent": c.wer_percent}
+            for name, c in counts.items()
+        },
+        "mapsswe": dataclasses.asdict(test),
+        "significant": test.p_value < ALPHA,
+        "alpha": ALPHA,
+        "bootstrap": dataclasses.asdict(interval),
+        "provenance": {
+            "tool_version": __version__,
+            "seed": seed,
+            "inputs": {
+                role: {"path": str(path), "sha256": sha256_file(path)}
+                for role, path in files.items()
+            },
+        },
+    }
+
+
+def to_text(result: dict) -> str:
+    """The comparison as a few lines for people."""
+    word = "word" if result["unit"] == "word" else "character"
+    rate = "WER" if result["unit"] == "word" else "CER"
+    width = max(6, *(len(name) for name in result["systems"]))
+    lines = [f"{'system':<{width}} {rate + ' %':>8} {'sub':>7} {'del':>7} {'ins':>7} {'errors':>7}"]
+    for name, c in result["systems"].items():
+        lines.append(
+            f"{name:<{width}} {c['wer_percent']:8.2f} {c['n_sub']:7d} {c['n_del']:7d}"
+            f" {c['n_ins']:7d} {c['n_errors']:7d}"
+        )
+    n_ref = next(iter(result["systems"].values()))["n_ref"]
+    lines.append(f"{result['n_utterances']} utterances, {n_ref} reference {word}s")
+    test, interval = result["mapsswe"], result["bootstrap"]
+    name_a, name_b = result["systems"]
+    verdict = "significant" if result["significant"] else "not significant"
+    lines.append(
+        f"MAPSSWE: p = {format_p(test['p_value'])} (two-sided), {verdict} at {result['alpha']}"
+        f" ({test['n_segments']} segments, Z = {test['z']:.3f})"
+    )
+    lines.append(
+        f"{rate} {name_b} - {name_a}: {interval['difference_percent']:+.2f}"
+        f" [{interval['low_percent']:+.2f}, {interval['high_percent']:+.2f}]"
+        f" ({100 * interval['confidence']:.0f}% bootstrap, {interval['n_replications']} draws);"
+        f" {name_b} better in {100 * interval['probability_b_better']:.1f}% of draws"
+    )
+    return "\n".join(lines)
+
+
+def format_p(p_value: float) -> str:
+    """Three decimals, or "<0.001"."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"

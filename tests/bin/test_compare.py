@@ -1,0 +1,70 @@
+"""mpq compare: numbers in print and JSON, refusals."""
+
+import argparse
+import json
+
+import pytest
+
+from espnet_mpq.bin import compare
+from espnet_mpq.errors import InputError
+
+pytest.importorskip("kaldialign", reason="kaldialign is not installed")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Six utterances of three words; A is wrong in five of them, B in the other one."""
+    for name, wrong in (("ref", []), ("a", [0, 1, 2, 4, 5]), ("b", [3])):
+        lines = [f"u{i} {'x' if i in wrong else 'one'} two three" for i in range(6)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def run(*options):
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    compare.main(parser.parse_args([str(o) for o in options]))
+
+
+def test_table_and_json(files, capsys):
+    out = files / "deep" / "out.json"
+    options = ["--ref", files / "ref", "--hyp_a", files / "a", "--hyp_b", files / "b"]
+    run(*options, "--names", "fp", "mixed", "--json", out)
+    printed = capsys.readouterr().out
+    assert "p = 0.046 (two-sided), significant at 0.05 (6 segments, Z = 2.000)" in printed
+    assert "WER mixed - fp: -22.22" in printed
+    assert "6 utterances, 18 reference words" in printed
+    result = json.loads(out.read_text())
+    assert result["systems"]["fp"] == {
+        "n_ref": 18,
+        "n_sub": 5,
+        "n_del": 0,
+        "n_ins": 0,
+        "n_errors": 5,
+        "wer_percent": pytest.approx(500 / 18),
+    }
+    assert result["mapsswe"]["p_value"] == pytest.approx(0.0455003, abs=1e-6)
+    assert result["significant"] is True
+    assert len(result["provenance"]["inputs"]["hyp_b"]["sha256"]) == 64
+
+
+def test_characters(files, capsys):
+    options = ["--ref", files / "ref", "--hyp_a", files / "a", "--hyp_b", files / "b"]
+    run(*options, "--unit", "char")
+    printed = capsys.readouterr().out
+    assert "CER %" in printed and "78 reference characters" in printed  # 6 * (11 + 2)
+
+
+def test_a_system_against_itself_is_not_significant(files):
+    result = compare.compare(files / "ref", files / "a", files / "a", names=("fp", "packed"))
+    assert result["mapsswe"]["p_value"] == 1.0 and result["significant"] is False
+    assert result["bootstrap"]["difference_percent"] == 0.0
+
+
+def test_refusals(files):
+    short = files / "short"
+    short.write_text("u0 one two three\n")
+    with pytest.raises(InputError, match="hypotheses of mixed .*missing: u1, u2"):
+        compare.compare(files / "ref", files / "a", short, names=("fp", "mixed"))
+    with pytest.raises(InputError, match="one name"):
+        compare.compare(files / "ref", files / "a", files / "b", names=("fp", "fp"))
