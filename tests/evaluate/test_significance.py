@@ -165,7 +165,8 @@ def sc_stats(folder, utts, refs, hyps_a, hyps_b):
         capture_output=True,
         input=b"".join((folder / f"{name}.sgml").read_bytes() for name in "ab"),
     )
-    report = (folder / "out.stats.mapsswe").read_text()
+    # The tool leaves stray bytes of memory in its tables.
+    report = (folder / "out.stats.mapsswe").read_text(encoding="latin-1")
     numbers = re.search(
         r"MTCH_PR_RESULTS.*# segs: (\d+).*mean: +(\S+)\) \(std dev: +(\S+)\) \(Z Stat: +(\S+)\)",
         report,
