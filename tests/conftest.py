@@ -1,4 +1,4 @@
-"""Shared fixtures: staged data, the host imported once, tiny experiments built in process, tiny text."""
+"""Shared fixtures: staged data, the host imported once, tiny experiments and text."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def tiny_text() -> list[str]:
     subjects = ["the cat", "a dog", "my friend", "the old man", "she", "he", "that bird"]
     verbs = ["sees", "likes", "follows", "can't find", "takes", "has"]
     objects = ["the house", "a tree", "some water", "the road", "an apple", "it"]
-    return [
-        f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)}" for _ in range(60)
-    ]
+    return [f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)}" for _ in range(60)]
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def check_host() -> str:
         HostError: it is missing or too old.
     """
     for name in ("espnet2", "espnet"):
-        if importlib.util.find_spec(name) is None:
+        if not _is_installed(name):
             raise HostError(
                 "ESPnet is needed for this",
                 found=f"no module {name} in {sys.prefix}",
@@ -67,6 +67,13 @@ def check_host() -> str:
             todo='upgrade it: pip install --upgrade "espnet>=202402"',
         )
     return version
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 # nltk -----------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def guard_torchaudio() -> str:
     current = sys.modules.get("torchaudio")
     if current is not None:
         return getattr(current, "__mpq_state__", "whole")
-    if importlib.util.find_spec("torchaudio") is None:
+    if not _is_installed("torchaudio"):
         return _stand_in("torchaudio is not installed")
     try:
         importlib.import_module("torchaudio")
@@ -262,7 +269,5 @@ def _stand_in(problem: str) -> str:
     # In sys.modules first: a broken installation on the path must not be tried again.
     sys.modules["torchaudio"] = module
     sys.meta_path.append(finder)
-    LOG.warning(
-        "%s: what needs it will fail, the rest of the host works; %s", problem, _install_torchaudio()
-    )
+    LOG.warning("%s: what needs it fails, the rest works; %s", problem, _install_torchaudio())
     return "absent"

@@ -96,8 +96,9 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
         sentences = [(utt, text) for utt, text in pairs if text]
     else:
         sentences = [(f"line{n:07d}", line) for n, line in numbered]
-    if len(sentences) < n_lines:
-        LOG.warning("%s: %d of %d lines are empty, left out", path, n_lines - len(sentences), n_lines)
+    n_empty = n_lines - len(sentences)
+    if n_empty:
+        LOG.warning("%s: %d of %d lines are empty, left out", path, n_empty, n_lines)
     if not sentences:
         raise InputError(
             f"{path} has no sentence",
@@ -109,7 +110,7 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
 
 
 def guess_format(lines: Sequence[str]) -> str:
-    """"kaldi" when the first words are distinct and 90% of them look like identifiers."""
+    """Say "kaldi" when the first words are distinct and 90% of them look like identifiers."""
     first = [line.split(maxsplit=1)[0] for line in lines]
     if not first or len(set(first)) < len(first):
         return "plain"
@@ -230,9 +231,7 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
                 expected=f"tokens such as {' '.join(exp.token_list[2:8])}",
                 todo="check the language and letter case (upper, lower) of the text",
             )
-    return TokenizedText(
-        [utt for utt, _ in sentences], ids, n_words, n_oov_tokens, n_oov_words
-    )
+    return TokenizedText([utt for utt, _ in sentences], ids, n_words, n_oov_tokens, n_oov_words)
 
 
 def batches(

@@ -1,0 +1,157 @@
+"""Registration: what it adds, what it leaves alone, packed files, errors about the host."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+
+import pytest
+import torch
+import yaml
+
+import espnet_mpq
+from espnet_mpq.errors import HostError, InputError, MismatchError
+
+
+def train(host, folder, *options):
+    """Train with the host's own entry point in this process; returns the epoch's weights."""
+    tokens = folder.parent / "tokens.txt"
+    host.LMTask.main(
+        cmd=[
+            *("--output_dir", str(folder), "--token_list", str(tokens), "--token_type", "char"),
+            *("--use_tensorboard", "false", "--use_matplotlib", "false", "--num_workers", "0"),
+            *("--ngpu", "0", "--max_epoch", "2", "--batch_type", "unsorted", "--batch_size", "8"),
+            *("--train_data_path_and_name_and_type", f"{folder.parent}/text,text,text"),
+            *("--valid_data_path_and_name_and_type", f"{folder.parent}/text,text,text"),
+            *("--train_shape_file", str(folder.parent / "shape")),
+            *("--valid_shape_file", str(folder.parent / "shape")),
+            *("--optim", "adam", "--optim_conf", "lr=0.01", "--keep_nbest_models", "1"),
+            *("--lm_conf", "unit=8", "--lm_conf", "nlayers=1", *options),
+        ]
+    )
+    return torch.load(folder / "valid.loss.best.pth")
+
+
+@pytest.fixture
+def corpus(fp_exp, kaldi_text_file, tmp_path):
+    (tmp_path / "tokens.txt").write_text("\n".join(fp_exp.token_list) + "\n", encoding="utf-8")
+    shutil.copy(kaldi_text_file, tmp_path / "text")
+    lines = kaldi_text_file.read_text(encoding="utf-8").splitlines()
+    shapes = [f"{u} {len(t)}" for u, t in (line.split(maxsplit=1) for line in lines)]
+    (tmp_path / "shape").write_text("\n".join(shapes) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_adds_our_choices_once(host):
+    loader, trainer = host.LMTask.build_model_from_file, host.LMTask.trainer
+    before = dict(host.lm_choices.classes), dict(host.model_choices.classes)
+    espnet_mpq.register()
+    assert (host.lm_choices.classes, host.model_choices.classes) == before
+    assert host.LMTask.build_model_from_file == loader and host.LMTask.trainer is trainer
+    assert {"mpq_seq_rnn", "mpq_packed_rnn", "seq_rnn", "transformer"} <= set(before[0])
+    assert "mpq_lm" in before[1] and trainer.__name__ == "MpqTrainer"
+    args = host.LMTask.get_parser().parse_args(["--output_dir", "x", "--token_list", "y"])
+    assert (args.lm, args.model) == ("seq_rnn", "lm")
+
+
+def test_our_choices_are_as_the_host_wants_them(host):
+    from espnet2.lm.abs_model import AbsLM
+    from espnet2.lm.espnet_model import ESPnetLanguageModel
+    from espnet2.train.trainer import Trainer
+
+    for choice, kind, choices in (
+        ("mpq_seq_rnn", AbsLM, host.lm_choices),
+        ("mpq_packed_rnn", AbsLM, host.lm_choices),
+        ("mpq_lm", ESPnetLanguageModel, host.model_choices),
+    ):
+        assert choice == choice.lower() and issubclass(choices.get_class(choice), kind)
+    assert issubclass(host.LMTask.trainer, Trainer)
+
+
+def test_other_files_are_the_hosts_own_business(host, fp_exp):
+    original = host.LMTask.build_model_from_file.mpq_original
+    ours, args = host.LMTask.build_model_from_file(fp_exp.config, fp_exp.checkpoint)
+    theirs, _ = original(fp_exp.config, fp_exp.checkpoint)
+    assert type(ours.lm) is type(theirs.lm) and ours.training == theirs.training
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name])
+    assert isinstance(args, argparse.Namespace)
+
+    class Task(host.LMTask):
+        @classmethod
+        def build_model(cls, args):
+            model = super().build_model(args)
+            model.from_subclass = True
+            return model
+
+    assert Task.build_model_from_file(fp_exp.config, fp_exp.checkpoint)[0].from_subclass
+
+
+def test_stock_training_is_unchanged(host, corpus, monkeypatch):
+    """The same run with the host's trainer and with ours, no mpq option: equal bit for bit."""
+    from espnet2.train.trainer import Trainer
+
+    ours = train(host, corpus / "ours")
+    monkeypatch.setattr(host.LMTask, "trainer", Trainer)
+    theirs = train(host, corpus / "theirs")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(value, ours[name]), name
+
+
+def test_init_param_from_an_fp_checkpoint(host, fp_exp, corpus):
+    """An fp checkpoint of the host starts mpq_seq_rnn with --init_param and nothing else."""
+    options = ["--lm", "mpq_seq_rnn", "--init_param", str(fp_exp.checkpoint)]
+    options += ["--lm_conf", "unit=16", "--lm_conf", "nlayers=2", "--optim_conf", "lr=0.0"]
+    got = train(host, corpus / "init", *options)
+    expected = torch.load(fp_exp.checkpoint)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    config = yaml.safe_load((corpus / "init" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["lm"] == "mpq_seq_rnn"
+
+
+def test_checkpoint_without_a_matching_key_is_refused(host, fp_exp, tmp_path):
+    """The host loads with strict=False; our classes must not take that silently."""
+    settings = copy.deepcopy(yaml.safe_load(fp_exp.config.read_text(encoding="utf-8")))
+    settings["lm"] = "mpq_seq_rnn"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    torch.save({"some.weight": torch.zeros(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(MismatchError):
+        host.LMTask.build_model_from_file(tmp_path / "config.yaml", tmp_path / "foreign.pth")
+
+
+def test_packed_file_beside_another_lm(host, fp_exp, tmp_path):
+    copied = shutil.copytree(fp_exp.path, tmp_path / "exp")
+    with pytest.raises(InputError, match="there is no file .*packed.safetensors"):
+        host.LMTask.build_model_from_file(fp_exp.config, copied / "packed.safetensors")
+    (copied / "packed.safetensors").write_bytes(b"x")
+    with pytest.raises(MismatchError, match="found lm: seq_rnn; expected lm: mpq_packed_rnn"):
+        host.LMTask.build_model_from_file(None, copied / "packed.safetensors")
+
+
+@pytest.mark.parametrize("name", ["lm_choices", "LMTask"])
+def test_host_that_lacks_something(host, monkeypatch, name):
+    from espnet2.tasks import lm
+
+    monkeypatch.delattr(lm, name)
+    with pytest.raises(HostError, match=rf"lacks espnet2.tasks.lm.{name}.*found ESPnet 20"):
+        espnet_mpq.register()
+
+
+def test_host_that_does_not_import(host, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "espnet2.tasks.lm", None)
+    with pytest.raises(HostError, match="cannot be imported: found ModuleNotFoundError"):
+        espnet_mpq.register()
+
+
+def test_old_host(host, monkeypatch):
+    import espnet
+
+    monkeypatch.setattr(espnet, "__version__", "202301")
+    with pytest.raises(HostError, match="too old: found ESPnet 202301"):
+        espnet_mpq.register()
