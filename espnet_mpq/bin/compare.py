@@ -1,4 +1,4 @@
-"""mpq compare: word error rates of two systems and whether their difference is significant."""
+"""`mpq compare`: word error rates of two systems and whether their difference is significant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate import hypotheses, significance, wer
 from espnet_mpq.io import sha256_file, write_json
 
-HELP = "WER of two hypothesis files, MAPSSWE p-value, bootstrap interval"
 EXAMPLE = """example:
   mpq compare --ref dump/raw/test/text --hyp_a exp/asr/decode_fp/test/text \\
       --hyp_b exp/asr/decode_mpq/test/text --names fp mixed --json compare.json

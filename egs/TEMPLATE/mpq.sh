@@ -1,0 +1,1 @@
+../../espnet_mpq/recipe/mpq.sh

@@ -1,0 +1,224 @@
+"""mpq.sh on a recipe folder: the commands it issues, done marks, no file of the user touched."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_mpq.errors import InputError
+from espnet_mpq.setup_recipe import TEMPLATE, setup_recipe
+from espnet_mpq.setup_recipe import main as setup_main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_recipe import FakeRecipe  # noqa: E402
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+MPQ = "exp/mpq_lm_2.0bit"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    recipe = FakeRecipe(tmp_path)
+    setup_recipe(recipe.path)
+    return recipe
+
+
+def run(recipe, *options, ok=True):
+    """Run mpq.sh with the usual options and more; returns its output."""
+    usual = ["--python", "./fake_python", "--lm_exp", "exp/lm", "--asr_exp", "exp/asr"]
+    usual += ["--test_sets", "test_a test_b", "--ngpu", "0", "--nj", "2"]
+    done = subprocess.run(
+        ["./mpq.sh", *usual, *options],
+        cwd=recipe.path,
+        env=recipe.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def options_of(command):
+    """{option: value} of a command line of pairs."""
+    return {k: v for k, v in zip(command, command[1:]) if k.startswith("--")}
+
+
+def test_whole_road(recipe):
+    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
+    before = recipe.snapshot()
+    output = run(recipe, "--inference_args", "--lm_weight 0.3 --ctc_weight 0.5")
+    after = recipe.snapshot()
+    assert {p: after[p] for p in before} == before
+    new = {str(p.relative_to(recipe.path)) for p in after.keys() - before.keys()}
+    allowed = (MPQ, "exp/asr/mpq_lm_2.0bit_", "exp/lm/", "exp/lm_stats/")
+    assert [p for p in new if not p.startswith(allowed)] == []
+
+    commands = recipe.take_notes()
+    recipe_calls = [options_of(c) for c in commands if c[0] == "run.sh"]
+    assert [c["--stage"] for c in recipe_calls] == ["6", "7", "12", "12", "12", "12"]
+    assert all(c["--python"] == "./fake_python -m espnet_mpq" for c in recipe_calls)
+    fp, admm, *decodings = recipe_calls
+    assert (fp["--stop_stage"], fp["--lm_exp"]) == ("8", "exp/lm")
+    assert admm["--lm_config"] == f"{MPQ}/plan/train_lm_mpq.yaml"
+    assert admm["--lm_args"] == "--init_param exp/lm/valid.loss.ave.pth"
+    assert (admm["--lm_exp"], admm["--stop_stage"]) == (f"{MPQ}/lm", "7")
+    assert [(c["--inference_tag"], c["--lm_exp"], c["--test_sets"]) for c in decodings] == [
+        ("mpq_lm_2.0bit_fp", "exp/lm", "test_a"),
+        ("mpq_lm_2.0bit_fp", "exp/lm", "test_b"),
+        ("mpq_lm_2.0bit_packed", f"{MPQ}/packed", "test_a"),
+        ("mpq_lm_2.0bit_packed", f"{MPQ}/packed", "test_b"),
+    ]
+    assert decodings[2]["--inference_lm"] == "packed.safetensors"
+    assert decodings[0]["--inference_lm"] == "valid.loss.ave.pth"
+    assert decodings[3]["--inference_args"] == "--lm_weight 0.3 --ctc_weight 0.5"
+    assert "--inference_config" not in decodings[0]  # the recipe's own choice stands
+
+    jobs = [c for c in commands if c[0] in ("run.pl", "cuda.pl")]
+    assert jobs[0][1:3] == ["JOB=1:2", f"{MPQ}/log/sensitivity.JOB.log"]
+    assert jobs[0][-4:] == ["--job", "JOB", "--n_jobs", "2"]
+    assert jobs[1][-2:] == ["--merge", "2"]
+    plan = options_of(next(c for c in jobs if "plan" in c))
+    assert (plan["--budget"], plan["--text"]) == ("2.0", "dump/raw/lm_train.txt")
+    pack = options_of(next(c for c in jobs if "pack" in c))
+    assert pack["--lm_file"] == "valid.loss.best.pth"
+    assert (pack["--fp_exp"], pack["--fp_file"]) == ("exp/lm", "valid.loss.ave.pth")
+    perplexity = [options_of(c) for c in jobs if c[0] == "cuda.pl"]
+    assert [c["--model_file"] for c in perplexity] == [
+        "exp/lm/valid.loss.ave.pth",
+        f"{MPQ}/lm/valid.loss.best.pth",
+        f"{MPQ}/packed/packed.safetensors",
+    ]
+    assert perplexity[0]["--data_path_and_name_and_type"] == "dump/raw/test_a/text,text,text"
+
+    results = (recipe.path / MPQ / "RESULTS.md").read_text()
+    assert "## test_a" in results and "## test_b" in results and "embedding 2 bit" in results
+    assert "| packed | 1.99 | 0.0000 | 12.50 | 0.00 | 0/0/0 | 1.000 |" in results
+    assert "plan/pareto.png" in results
+    assert "Successfully finished" in output
+
+
+def stages_run(recipe):
+    """Names of the steps that were run, from the noted commands."""
+    names = []
+    for who, *words in recipe.take_notes():
+        if who == "run.sh":
+            names.append(f"recipe {options_of(words)['--stage']}")
+        elif who == "python" and "espnet_mpq.bin.mpq" in words:
+            names.append(words[2])
+    return [n for n in names if n != "info"]
+
+
+def test_finished_stages_are_not_repeated(recipe):
+    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
+    run(recipe)
+    recipe.take_notes()
+    output = run(recipe)
+    assert stages_run(recipe) == []
+    assert output.count("skipped") == 4 + 3 + 4 + 2
+
+    # Another budget in the same folder: plan and all that follows from it, not the sensitivity.
+    run(recipe, "--budget", "3.0", "--tag", "lm_2.0bit", "--stop_stage", "5")
+    assert stages_run(recipe) == ["plan", "recipe 7"]  # the checkpoint stayed the same: no packing
+
+    # A new fp LM: everything again.
+    (recipe.path / "exp/lm/valid.loss.ave.pth").write_text("better\n")
+    run(recipe, "--stop_stage", "5")
+    assert stages_run(recipe) == ["sensitivity", "sensitivity", "sensitivity", "plan", "recipe 7"]
+
+    # One stage alone, by force.
+    run(recipe, "--stage", "5", "--stop_stage", "5", "--force", "true")
+    assert stages_run(recipe) == ["pack"]
+
+
+def test_killed_training_goes_on_but_a_foreign_one_is_dropped(recipe):
+    (recipe.path / "fail_at_7").touch()
+    output = run(recipe, ok=False)
+    assert "failed in admm" in output and "stage 7 breaks" in output
+    checkpoint = recipe.path / MPQ / "lm" / "checkpoint.pth"
+    FakeRecipe.write(checkpoint, "half way")
+    (recipe.path / "fail_at_7").unlink()
+    recipe.take_notes()
+    run(recipe, "--stop_stage", "4")
+    assert stages_run(recipe) == ["recipe 7"] and checkpoint.exists()
+    run(recipe, "--stop_stage", "4", "--budget", "1.5", "--tag", "lm_2.0bit")
+    assert not checkpoint.exists()  # duals of another plan must not be resumed
+
+
+def test_existing_fp_decoding_is_used(recipe):
+    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
+    run(recipe, "--fp_inference_tag", "decode_old", "--test_sets", "test_a")
+    assert stages_run(recipe).count("recipe 12") == 1
+    assert (recipe.path / "exp/asr/decode_old/test_a/text").read_text() == "u1 mine\n"
+    results = (recipe.path / MPQ / "RESULTS.md").read_text()
+    assert "| fp | 32.00 | 0.0000 | 12.50 | 100.00 | 1/1/0 | - |" in results
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--lm_exp", ""], "--lm_exp is needed"),
+        (["--asr_exp", ""], "--asr_exp is needed"),
+        (["--test_sets", "test_z"], "no dump/raw/test_z/text"),
+        (["--inference_lm", "none.pth"], "no exp/lm/none.pth.*./valid.loss.ave.pth"),
+        (["--sensitivity", "magic"], "unknown; known: kl"),
+        (["--score_unit", "phone"], "word or char"),
+        (["--python", "false"], "cannot import espnet_mpq"),
+        (["--no_such_option", "1"], "invalid option"),
+        (["extra"], "no positional arguments"),
+    ],
+)
+def test_refusals(recipe, options, message):
+    import re
+
+    assert re.search(message, run(recipe, *options, ok=False))
+
+
+def test_a_tool_that_makes_nothing_is_an_error(recipe):
+    python = recipe.path / "fake_python"
+    python.write_text(python.read_text().replace("echo '{}' > \"$d/plan.json\"", "true"))
+    assert "plan did not make exp/mpq_lm_2.0bit/plan/plan.json" in run(recipe, ok=False)
+    assert not (recipe.path / MPQ / "marks/plan.done").exists()
+
+
+def test_help_lists_every_option(recipe):
+    output = run(recipe, "--help")
+    for option in ("--lm_exp", "--budget (2.0)", "--run", "--seed (0)", "--fp_inference_tag"):
+        assert option in output
+
+
+def test_setup_needs_a_recipe_folder(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        setup_recipe(tmp_path / "absent")
+    with pytest.raises(InputError, match="no path.sh, no cmd.sh"):
+        setup_recipe(tmp_path)
+
+
+def test_setup_keeps_a_changed_file(recipe, capsys):
+    target = recipe.path / "mpq.sh"
+    assert os.access(target, os.X_OK)
+    assert setup_recipe(recipe.path) is False
+    target.write_text("mine\n")
+    with pytest.raises(InputError, match="--force"):
+        setup_recipe(recipe.path)
+    assert target.read_text() == "mine\n"
+    with pytest.raises(SystemExit, match="differs"):
+        setup_main([str(recipe.path)])
+    setup_main([str(recipe.path), "--force"])
+    assert target.read_bytes() == TEMPLATE.read_bytes()
+    assert "written" in capsys.readouterr().out
+
+
+def test_template_is_one_file():
+    link = Path(__file__).resolve().parents[2] / "egs" / "TEMPLATE" / "mpq.sh"
+    assert link.read_bytes() == TEMPLATE.read_bytes()
+
+
+def test_template_passes_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", str(TEMPLATE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
