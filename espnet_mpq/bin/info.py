@@ -1,0 +1,51 @@
+"""`mpq info`: verify a packed LM and print its receipt; needs no ESPnet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "verify a packed LM and print what every part of it costs"
+EXAMPLE = """example:
+  mpq info exp/lm_packed
+  mpq info exp/lm_packed --json
+"""
+PACKED_FILE = "packed.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `mpq info`."""
+    parser.epilog = EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("dir", help="directory of a packed LM, or its packed.safetensors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the receipt of a packed LM after verifying every hash in it.
+
+    Raises:
+        InputError: there is no packed LM; FormatError: it is damaged.
+    """
+    from espnet_mpq.packed.format import load_packed
+    from espnet_mpq.packed.receipt import format_receipt, receipt
+
+    path = Path(args.dir)
+    path = path / PACKED_FILE if path.is_dir() else path
+    packed = load_packed(path)
+    value = receipt(packed)
+    if args.json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    a, tokens = value["architecture"], value["token_list"]
+    print(f"file             {path}")
+    print(
+        f"LM               {a['rnn_type']}, {a['nlayers']} x {a['nhid']}, embedding {a['unit']}, "
+        f"{a['vocab_size']} tokens{', tied' if a['tie_weights'] else ''}"
+    )
+    print(f"token list       SHA-256 {tokens['sha256']}")
+    for key, fact in value["source"].items():
+        print(f"{key:<22} {fact}")
+    print()
+    print(format_receipt(value))

@@ -1,0 +1,121 @@
+"""mpq_packed_rnn: a packed recurrent LM as the host's decoders see it."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+from espnet2.lm.abs_model import AbsLM
+
+from espnet_mpq.lm.rnn import PackedRnn, State
+from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.format import PackedModel
+from espnet_mpq.plan import Plan
+
+
+class MpqPackedRNNLM(AbsLM):
+    """Scores with codes and scales; same calls and state shapes as the host's SequentialRNNLM.
+
+    It is built empty from ``lm_conf`` and filled by packed.load.load_into alone. It has no
+    parameters, stays in eval mode and gives no gradients.
+
+    Args:
+        plan: the JSON form of the plan, as `mpq pack` wrote it to lm_conf.
+        unit, nhid, nlayers, rnn_type, tie_weights: as in the host.
+
+    Raises:
+        PlanError, InputError: the plan or the sizes cannot be.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        plan: dict,
+        unit: int = 650,
+        nhid: Optional[int] = None,
+        nlayers: int = 2,
+        rnn_type: str = "lstm",
+        tie_weights: bool = False,
+    ):
+        super().__init__()
+        conf = {"unit": unit, "nhid": nhid, "nlayers": nlayers}
+        conf.update(rnn_type=rnn_type, tie_weights=tie_weights)
+        self.packed = PackedRnn(
+            Architecture.from_lm_conf(conf, vocab_size), Plan.from_dict(plan)
+        )
+        # The host's searches read these (asr_transducer asserts that rnn_type exists).
+        self.rnn_type = rnn_type.upper()
+        self.nhid = self.architecture.nhid
+        self.nlayers = nlayers
+        self.train(False)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.packed.architecture
+
+    @property
+    def plan(self) -> Plan:
+        return self.packed.plan
+
+    def load(self, packed: PackedModel) -> None:
+        """Take the tensors of a packed LM; raises MismatchError for another one."""
+        self.packed.load(packed)
+
+    def train(self, mode: bool = True) -> "MpqPackedRNNLM":
+        """Stays in eval mode: some of the host's programs never call eval()."""
+        return super().train(False)
+
+    def zero_state(self) -> State:
+        """The start state of one hypothesis: (h, c), or h, each (nlayers, nhid)."""
+        return _map_state(lambda tensor: tensor[:, 0], self.packed.zero_state(1))
+
+    def forward(
+        self, input: torch.Tensor, hidden: Optional[State]
+    ) -> Tuple[torch.Tensor, State]:
+        """Logits (B, T, V) and the state after token ids (B, T); state (nlayers, B, nhid)."""
+        return self.packed.logits(input, hidden)
+
+    def score(
+        self, y: torch.Tensor, state: Optional[State], x: Any
+    ) -> Tuple[torch.Tensor, State]:
+        """Log-probabilities (V,) of the next token after prefix ``y`` (1-D).
+
+        ``state`` is None, what score returned, or one state of batch_score or zero_state.
+        """
+        if state is not None:
+            state = _map_state(lambda tensor: _unbatched(tensor).unsqueeze(1), state)
+        log_probs, state = self.packed.step(y[-1:], state)
+        return log_probs.view(-1), state
+
+    def batch_score(
+        self, ys: torch.Tensor, states: List[Optional[State]], xs: Any
+    ) -> Tuple[torch.Tensor, List[State]]:
+        """Log-probabilities (B, V) after prefixes ``ys`` (B, length), one state a hypothesis.
+
+        ``states`` may hold None (a hypothesis at its start) and states of score, batch_score or
+        zero_state in any mixture; the returned ones are (nlayers, nhid) each, as the host's.
+        """
+        state = None
+        if any(s is not None for s in states):
+            start = self.zero_state()
+            columns = [start if s is None else _map_state(_unbatched, s) for s in states]
+            if isinstance(start, tuple):
+                state = tuple(torch.stack([c[k] for c in columns], dim=1) for k in range(2))
+            else:
+                state = torch.stack(columns, dim=1)
+        log_probs, state = self.packed.step(ys[:, -1], state)
+        if isinstance(state, tuple):
+            h, c = state
+            return log_probs, [(h[:, i], c[:, i]) for i in range(h.size(1))]
+        return log_probs, [state[:, i] for i in range(state.size(1))]
+
+
+def _unbatched(tensor: torch.Tensor) -> torch.Tensor:
+    """(nlayers, 1, nhid) or (nlayers, nhid) -> (nlayers, nhid)."""
+    return tensor[:, 0] if tensor.dim() == 3 else tensor
+
+
+def _map_state(function, state: State) -> State:
+    if isinstance(state, (tuple, list)):
+        return tuple(function(tensor) for tensor in state)
+    return function(state)

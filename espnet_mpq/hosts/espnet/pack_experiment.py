@@ -1,0 +1,271 @@
+"""Packs an LM experiment of the host into a directory that is an LM experiment again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, Iterator, Mapping, Optional, Tuple, Union
+
+import torch
+
+from espnet_mpq import __version__
+from espnet_mpq.errors import InputError, MismatchError, PlanError
+from espnet_mpq.hosts.espnet.experiment import find_checkpoint, find_config, read_config
+from espnet_mpq.io import sha256_bytes, sha256_file, write_json
+from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.format import PackedModel, save_packed
+from espnet_mpq.packed.pack import pack_lm, rounded_clusters
+from espnet_mpq.packed.receipt import receipt
+from espnet_mpq.plan import Plan
+
+LOG = logging.getLogger("espnet_mpq")
+PACKED_FILE = "packed.safetensors"
+PREFIX = "lm."  # ESPnetLanguageModel keeps the LM under this attribute
+FLOAT_LMS = ("seq_rnn", "mpq_seq_rnn")
+
+
+def pack_experiment(
+    lm_exp: Union[str, Path],
+    output_dir: Union[str, Path],
+    *,
+    lm_file: Optional[str] = None,
+    plan: Union[str, Path, Plan, None] = None,
+    fp_exp: Union[str, Path, None] = None,
+    fp_file: Optional[str] = None,
+    command: str = "",
+) -> PackedModel:
+    """Write packed.safetensors, config.yaml, images/ and receipt.json; needs no ESPnet.
+
+    Args:
+        lm_exp: a quantized LM (its plan stands in lm_conf) or, with ``plan``, an fp LM.
+        plan: a plan file or Plan, in place of the one in lm_conf.
+        fp_exp: the fp LM that the receipt's relative errors compare with.
+        command: the command line, recorded in the file.
+
+    Raises:
+        InputError: a file is missing or unreadable, or the output cannot be written; then the
+            output directory is as it was before.
+        PlanError: no plan, or one that does not fit the LM.
+        MismatchError: config, checkpoint and fp LM do not belong together.
+    """
+    output_dir = Path(output_dir)
+    config_path, checkpoint, config = _open(lm_exp, lm_file)
+    _check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
+    token_list = config["token_list"]
+    architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list))
+    chosen = _choose_plan(plan, config, config_path)
+    chosen.check(architecture.clusters())
+    weights = read_weights(checkpoint)
+    source = {
+        "tool_version": __version__,
+        "command": command,
+        "config_sha256": sha256_file(config_path),
+        "checkpoint_sha256": sha256_file(checkpoint),
+        **_plan_source(chosen),
+    }
+    fp_weights = None
+    if fp_exp is not None:
+        _, fp_checkpoint, _ = _open(fp_exp, fp_file)
+        fp_weights = read_weights(fp_checkpoint)
+        source["fp_checkpoint_sha256"] = sha256_file(fp_checkpoint)
+    packed = pack_lm(
+        weights, architecture, chosen, token_list, source=source, fp_weights=fp_weights
+    )
+    rounded = rounded_clusters(packed, weights)
+    if plan is None and rounded:
+        worst = max(rounded, key=rounded.get)
+        LOG.warning(
+            "%d clusters of %s are not on the grid of its plan and were rounded; worst: %s, "
+            "squared relative error %.2g",
+            len(rounded),
+            checkpoint,
+            worst,
+            rounded[worst],
+        )
+    with _replaced_directory(output_dir) as folder:
+        save_packed(folder / PACKED_FILE, packed)
+        _write_config(folder / "config.yaml", config, architecture, chosen)
+        write_json(folder / "receipt.json", receipt(packed))
+        _copy_folder(Path(lm_exp) / "images", folder / "images")
+        (folder / "images").mkdir(exist_ok=True)  # the host's pack stage wants it
+        perplexity = Path(lm_exp) / "perplexity_test"
+        if not rounded and (perplexity / "ppl").is_file():  # measured on the very same weights
+            _copy_folder(perplexity, folder / "perplexity_test")
+    return packed
+
+
+def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
+    """The LM's tensors of a host checkpoint, without the prefix "lm.".
+
+    Raises:
+        InputError: the file is damaged; MismatchError: it is not the state dict of an LM.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and EOF errors, by torch version
+        raise InputError(
+            f"{checkpoint} cannot be read as a checkpoint",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            expected="a file of weights that lm_train saved (valid.loss.best.pth, 5epoch.pth)",
+        ) from error
+    if isinstance(state, dict) and "module" in state:  # written by deepspeed
+        state = state["module"]
+    names = list(state) if isinstance(state, dict) else []
+    if not names or not all(str(name).startswith(PREFIX) for name in names):
+        raise MismatchError(
+            f"{checkpoint} is not the state of a language model",
+            found=", ".join(map(str, names[:4])) or type(state).__name__,
+            expected=f"names that start with {PREFIX}",
+            todo="give valid.loss.best.pth of an LM experiment",
+        )
+    return {name[len(PREFIX) :]: tensor for name, tensor in state.items()}
+
+
+def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
+    folder = Path(lm_exp)
+    config_path = find_config(folder)
+    config = read_config(config_path)
+    checkpoint = find_checkpoint(folder, lm_file)
+    choice = str(config["lm"]).lower()
+    if choice.startswith("mpq_packed") or checkpoint.suffix == ".safetensors":
+        raise MismatchError(
+            f"{folder} is packed already",
+            found=f"lm: {choice}, {checkpoint.name}",
+            expected="an LM with float weights",
+            todo="give the experiment it was packed from",
+        )
+    if choice not in FLOAT_LMS:
+        raise MismatchError(
+            f"{config_path} describes an LM that cannot be packed",
+            found=f"lm: {choice}",
+            expected=" or ".join(FLOAT_LMS),
+        )
+    token_list = config["token_list"]
+    if not isinstance(token_list, list) or not all(isinstance(t, str) for t in token_list):
+        raise InputError(
+            f"{config_path} has no token list inline",
+            found=repr(token_list)[:80],
+            expected="a list of tokens, as lm_train writes it",
+        )
+    if not isinstance(config["lm_conf"], dict):
+        raise InputError(f"{config_path}: bad lm_conf", found=repr(config["lm_conf"])[:80])
+    return config_path, checkpoint, config
+
+
+def _choose_plan(plan, config: dict, config_path: Path) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if plan is not None:
+        return Plan.read(plan)
+    inline = config["lm_conf"].get("plan")
+    if inline is None:
+        raise PlanError(
+            f"{config_path} has no plan in lm_conf: this is an fp LM",
+            todo="give a plan with --plan plan.json (made by `mpq plan`), or pack the LM that "
+            "was trained with one",
+        )
+    return Plan.from_dict(inline)
+
+
+def _plan_source(plan: Plan) -> dict:
+    """Seed and input hashes that the plan's provenance records, and the plan's own hash."""
+    from espnet_mpq.packed.container import canonical_json
+
+    facts = {
+        key: value
+        for key, value in plan.provenance.items()
+        if (key == "seed" or key.endswith("_sha256")) and type(value) in (int, str)
+    }
+    digest = sha256_bytes(canonical_json(plan.to_dict(provenance=False)).encode("utf-8"))
+    return {**facts, "plan_sha256": digest}
+
+
+def _write_config(path: Path, config: Mapping, architecture: Architecture, plan: Plan) -> None:
+    """The source's config.yaml with the packed LM in place of the float one."""
+    import yaml
+
+    from espnet_mpq.io import atomic_write
+
+    new = {key: value for key, value in config.items() if not key.startswith("mpq_")}
+    new["lm"] = "mpq_packed_rnn"
+    new["lm_conf"] = {**architecture.lm_conf(), "plan": plan.to_dict(provenance=False)}
+    conf = config.get("model_conf") or {}
+    new["model"] = "lm"
+    new["model_conf"] = {k: v for k, v in conf.items() if k in ("ignore_id",)}
+    new["init"] = None  # would overwrite weights
+    new["init_param"] = []
+    atomic_write(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+
+
+def _check_output(output_dir: Path, sources) -> None:
+    """Refuse to write over an experiment that is not a packed one."""
+    if any(output_dir.resolve() == source.resolve() for source in sources):
+        raise InputError(
+            f"the output directory {output_dir} is the input", todo="give another --output_dir"
+        )
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file", expected="a directory for --output_dir")
+    config = output_dir / "config.yaml"
+    if config.exists() and not (output_dir / PACKED_FILE).exists():
+        raise InputError(
+            f"{output_dir} holds another experiment",
+            found="config.yaml without packed.safetensors",
+            todo="give another --output_dir",
+        )
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for path in sorted(source.iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+@contextlib.contextmanager
+def _replaced_directory(output_dir: Path) -> Iterator[Path]:
+    """A new folder beside ``output_dir`` whose content moves there if all goes well.
+
+    Raises:
+        InputError: something cannot be written; nothing of it stays behind.
+    """
+    temporary = None
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent)
+        temporary = Path(temporary)
+        yield temporary
+        _move_into(temporary, output_dir)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise InputError(
+            f"cannot write {output_dir}",
+            found=error.strerror or error,
+            todo="free disk space or choose another folder; nothing was changed" if full else None,
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into(folder: Path, output_dir: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(folder, 0o777 & ~mask)  # mkdtemp makes private folders
+    if not output_dir.exists():
+        os.replace(folder, output_dir)
+        return
+    old, new = output_dir / PACKED_FILE, folder / PACKED_FILE
+    if not old.is_file() or old.read_bytes() != new.read_bytes():
+        # Measured on the model that is being replaced.
+        shutil.rmtree(output_dir / "perplexity_test", ignore_errors=True)
+    for path in sorted(folder.iterdir()):
+        target = output_dir / path.name
+        if path.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(path, target)

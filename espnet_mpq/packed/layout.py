@@ -1,0 +1,116 @@
+"""The tensors of a packed file: names, dtypes, shapes and order, from architecture and plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import List, Optional, Tuple
+
+import torch
+
+from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.errors import PlanError
+from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.plan import ClusterSpec, Plan
+
+# dtype in the file -> torch dtype, bytes; written widest first, so that data stay aligned.
+DTYPES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2), "U8": (torch.uint8, 1)}
+FLOATS = {"float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the file; role is codes, scales, weight or rest."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+    role: str
+
+    @property
+    def n_bytes(self) -> int:
+        return DTYPES[self.dtype][1] * prod(self.shape)
+
+
+def codes_name(cluster: Cluster, part: Part) -> str:
+    return f"{cluster.name}/{part.parameter}.codes"
+
+
+def weight_name(cluster: Cluster, part: Part) -> str:
+    """The name of a part kept at 16 or 32 bits."""
+    return f"{cluster.name}/{part.parameter}.weight"
+
+
+def scales_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
+    """The tensor that holds the scales of a part; shared by tyings "cluster" and "model"."""
+    if spec.tying == "model":
+        return f"model/{spec.bits}-{spec.grid}/scale"
+    if spec.tying == "cluster":
+        return f"{cluster.name}/scale"
+    return f"{cluster.name}/{part.parameter}.scales"
+
+
+def scales_shape(part: Part, spec: ClusterSpec) -> Tuple[int, int]:
+    """(1, 1) for tyings model and cluster, (rows, 1) for row, (rows, groups) for group."""
+    rows, cols = part.shape
+    if spec.tying == "row":
+        return rows, 1
+    if spec.tying == "group":
+        return rows, ceil(cols / spec.group_size)
+    return 1, 1
+
+
+def codes_shape(part: Part, bits: int) -> Tuple[int, int]:
+    """Rows, bytes per row: every row is padded to a whole byte."""
+    rows, cols = part.shape
+    return rows, ceil(cols * bits / 8)
+
+
+def cluster_tensors(cluster: Cluster, spec: ClusterSpec, scale_dtype: str) -> List[TensorSpec]:
+    """The tensors of one cluster, the scale shared between clusters included."""
+    specs = {}
+    for part in cluster.parts:
+        if spec.bits >= 16:
+            dtype = "F16" if spec.bits == 16 else "F32"
+            tensors = [TensorSpec(weight_name(cluster, part), dtype, part.shape, "weight")]
+        elif spec.grid == "codebook":
+            raise PlanError(
+                f"plan, cluster {cluster.name}: packed files of version 1 hold no codebooks",
+                found="grid 'codebook'",
+                expected="'uniform' or 'paper'",
+            )
+        else:
+            name, shape = scales_name(cluster, part, spec), scales_shape(part, spec)
+            tensors = [
+                TensorSpec(codes_name(cluster, part), "U8", codes_shape(part, spec.bits), "codes"),
+                TensorSpec(name, FLOATS[scale_dtype], shape, "scales"),
+            ]
+        specs.update((tensor.name, tensor) for tensor in tensors)
+    return list(specs.values())
+
+
+def tensor_specs(architecture: Architecture, plan: Plan) -> List[TensorSpec]:
+    """Every tensor of the file in file order: F32, F16, U8, by name within a dtype.
+
+    Raises:
+        PlanError: the plan does not name exactly the clusters of this architecture.
+    """
+    clusters = architecture.clusters()
+    plan.check(clusters)
+    specs = {}
+    for cluster in clusters:
+        for spec in cluster_tensors(cluster, plan.clusters[cluster.name], plan.scale_dtype):
+            specs[spec.name] = spec
+    for name, shape in architecture.rest():
+        specs[name] = TensorSpec(name, "F32", tuple(shape), "rest")
+    order = list(DTYPES)
+    return sorted(specs.values(), key=lambda s: (order.index(s.dtype), s.name))
+
+
+def find_part(architecture: Architecture, name: str) -> Optional[Tuple[Cluster, Part]]:
+    """The cluster and part whose codes are stored under ``name``, if any."""
+    for cluster in architecture.clusters():
+        for part in cluster.parts:
+            if codes_name(cluster, part) == name:
+                return cluster, part
+    return None
