@@ -73,7 +73,7 @@ help_message=$(
 )
 
 log "$0 $*"
-command_line="$0 $*"
+command_line="$0$(printf " %q" "$@")"
 for needed in utils/parse_options.sh path.sh cmd.sh; do
     [ -f "${needed}" ] || die "no ${needed} here: start this in a recipe folder (egs2/<corpus>/asr1)"
 done
