@@ -23,6 +23,7 @@ decode_config=
 inference_asr=     # ASR checkpoint for decoding; default valid.loss.ave.pth
 budget=2.0         # effective bits of the mixed precision LM, every stored byte counted
 uniform_bits=2     # bits of every cluster of the uniform LM
+sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
 lm_weights=        # LM scales tried on the dev set with the fp LM
 
 help_message=$(cat <<EOF
@@ -40,10 +41,10 @@ EOF
 . utils/parse_options.sh
 
 if ${mini}; then
-    profile=mini_an4; conf=conf/mini; data=data_mini; exp=exp_mini${tag}; downloads=downloads_mini; dev_utts=1
+    profile=mini_an4; conf=conf/mini; data=data/mini; exp=exp/mini${tag}; downloads=downloads/mini; dev_utts=1
     : "${lm_weights:=0.3}"
 else
-    profile=an4; conf=conf; data=data; exp=exp${tag}; downloads=downloads; dev_utts=100
+    profile=an4; conf=conf; data=data; exp=exp/full${tag}; downloads=downloads; dev_utts=100
     : "${lm_weights:=0.1 0.2 0.3 0.4 0.5 0.6}"
 fi
 : "${asr_config:=${conf}/train_asr.yaml}" "${lm_config:=${conf}/train_lm.yaml}"
@@ -106,7 +107,6 @@ asr_shapes=(
 
 # For every stage: name, options and input files (their contents decide whether it has to run), outputs, commands.
 text_files="${data}/train/text ${data}/dev/text"
-plans="uniform mixed"
 
 name_1="data preparation (${profile})"
 options_1="${profile} ${dev_utts}"
@@ -160,8 +160,131 @@ stage_5() {
     run_jobs "${nj}"
 }
 
-# shellcheck source=/dev/null
-[ ! -f stages_mpq.sh ] || . stages_mpq.sh
+name_6="sensitivity of every cluster at 1, 2, 4 and 8 bits"
+options_6="${sensitivity_tokens}"
+inputs_6="${lm_exp}/${lm_file} ${data}/train/text"
+outputs_6="${mpq_dir}/sensitivity.json"
+stage_6() {
+    job "${mpq_dir}/sensitivity.log" espnet_mpq.bin.mpq sensitivity --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
+        --text "${data}/train/text" --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
+    run_jobs "${nj}"
+}
+
+name_7="plans: uniform ${uniform_bits} bit, mixed with ${budget} effective bits"
+options_7="${budget} ${uniform_bits}"
+inputs_7="${mpq_dir}/sensitivity.json ${lm_exp}/${lm_file} ${mpq_config} ${data}/dev/text"
+outputs_7="${mpq_dir}/uniform ${mpq_dir}/mixed"
+stage_7() {
+    local plan
+    for plan in uniform mixed; do
+        local how=(--uniform "${uniform_bits}")
+        [ "${plan}" = uniform ] || how=(--sensitivity "${mpq_dir}/sensitivity.json" --budget "${budget}")
+        job "${mpq_dir}/plan_${plan}.log" espnet_mpq.bin.mpq plan --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
+            "${how[@]}" --text "${data}/dev/text" --train_config "${mpq_config}" --output_dir "${mpq_dir}/${plan}"
+    done
+    run_jobs 1
+}
+
+name_8="ADMM training of both plans (logs: ${exp}/lm_{uniform,mixed}_${token_tag}/train.log)"
+options_8="${token_tag}"
+inputs_8="${mpq_dir}/uniform/train_lm_mpq.yaml ${mpq_dir}/mixed/train_lm_mpq.yaml ${lm_exp}/${lm_file} ${text_files}"
+outputs_8="${exp}/lm_uniform_${token_tag} ${exp}/lm_mixed_${token_tag}"
+stage_8() {
+    local plan out
+    for plan in uniform mixed; do
+        out=${exp}/lm_${plan}_${token_tag}
+        job "${out}/train.log" espnet2.bin.lm_train --config "${mpq_dir}/${plan}/train_lm_mpq.yaml" \
+            "${lm_data[@]}" "${lm_shapes[@]}" --init_param "${lm_exp}/${lm_file}" \
+            --ngpu "${ngpu}" --resume true --output_dir "${out}"
+    done
+    run_jobs 1
+}
+
+name_9="packing"
+options_9=
+inputs_9="${exp}/lm_uniform_${token_tag}/${lm_file} ${exp}/lm_mixed_${token_tag}/${lm_file}"
+outputs_9="${exp}/lm_uniform_packed_${token_tag} ${exp}/lm_mixed_packed_${token_tag}"
+stage_9() {
+    local plan
+    for plan in uniform mixed; do
+        job "${mpq_dir}/pack_${plan}.log" espnet_mpq.bin.mpq pack --lm_exp "${exp}/lm_${plan}_${token_tag}" \
+            --lm_file "${lm_file}" --fp_exp "${lm_exp}" --output_dir "${exp}/lm_${plan}_packed_${token_tag}"
+    done
+    run_jobs 1
+}
+
+# every LM that is measured: name, folder, weight file
+lms="fp uniform mixed uniform_packed mixed_packed"
+lm_folder() { echo "${exp}/lm_$1_${token_tag}"; }
+lm_weights_of() { case $1 in *_packed) echo "$(lm_folder "$1")/packed.safetensors" ;; *) echo "$(lm_folder "$1")/${lm_file}" ;; esac; }
+lm_inputs=$(for lm in ${lms}; do lm_weights_of "${lm}"; done)
+
+name_10="perplexity of the test set"
+options_10=
+inputs_10="${lm_inputs} ${data}/test/text"
+outputs_10=$(for lm in ${lms}; do echo "$(lm_folder "${lm}")/perplexity_test"; done)
+stage_10() {
+    local lm out
+    for lm in ${lms}; do
+        out=$(lm_folder "${lm}")/perplexity_test
+        job "${out}/ppl.log" espnet2.bin.lm_calc_perplexity --ngpu "${ngpu}" \
+            --data_path_and_name_and_type "${data}/test/text,text,text" \
+            --train_config "$(lm_folder "${lm}")/config.yaml" --model_file "$(lm_weights_of "${lm}")" --output_dir "${out}"
+    done
+    run_jobs 1
+    for lm in ${lms}; do echo "${lm} $(cat "$(lm_folder "${lm}")/perplexity_test/ppl")"; done
+}
+
+decode_dir=${exp}/decode_${token_tag}
+decode() { # decode SET OUTPUT [LM LM_SCALE]
+    local lm_opts=()
+    [ -z "${3:-}" ] || lm_opts=(--lm_train_config "$(lm_folder "$3")/config.yaml" --lm_file "$(lm_weights_of "$3")" --lm_weight "$4")
+    job "${decode_dir}/$2/decode.log" espnet2.bin.asr_inference --config "${decode_config}" --ngpu "${ngpu}" \
+        --data_path_and_name_and_type "${data}/$1/wav.scp,speech,sound" \
+        --asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr}" \
+        "${lm_opts[@]}" --output_dir "${decode_dir}/$2"
+}
+
+name_11="decoding: LM scale tuned on dev with the fp LM, then every system on test"
+options_11="${lm_weights}"
+inputs_11="${lm_inputs} ${asr_exp}/${inference_asr} ${decode_config} ${data}/dev/wav.scp ${data}/test/wav.scp"
+outputs_11="${decode_dir}"
+stage_11() {
+    local scale lm
+    for scale in ${lm_weights}; do decode dev "dev_fp_${scale}" fp "${scale}"; done
+    decode test test_no_lm
+    run_jobs 1
+    : > "${jobs_file}"
+    scale=$(${python} utils/best_scale.py --ref "${data}/dev/text" --decode_dir "${decode_dir}" ${lm_weights})
+    echo "${scale}" > "${decode_dir}/lm_scale"
+    for lm in ${lms}; do decode test "test_${lm}" "${lm}" "${scale}"; done
+    run_jobs 1
+}
+
+name_12="scoring"
+options_12=
+inputs_12="${data}/test/text $(for lm in no_lm ${lms}; do echo "${decode_dir}/test_${lm}/1best_recog/text"; done)"
+outputs_12=$(for lm in no_lm ${lms#fp}; do echo "${decode_dir}/fp_against_${lm}.json"; done)
+stage_12() {
+    local lm
+    for lm in no_lm ${lms#fp}; do
+        job "${decode_dir}/fp_against_${lm}.log" espnet_mpq.bin.mpq compare --ref "${data}/test/text" \
+            --hyp_a "${decode_dir}/test_fp/1best_recog/text" --hyp_b "${decode_dir}/test_${lm}/1best_recog/text" \
+            --names fp "${lm}" --json "${decode_dir}/fp_against_${lm}.json"
+    done
+    run_jobs 1
+}
+
+results=${exp}/RESULTS.md
+name_13="report (${results})"
+options_13="${profile}"
+inputs_13="utils/results.py ${outputs_12} ${decode_dir}/lm_scale $(for out in ${outputs_10}; do echo "${out}/ppl"; done)"
+outputs_13="${results}"
+stage_13() {
+    ${python} utils/results.py --exp "${exp}" --token_tag "${token_tag}" --corpus "${profile}" --output "${results}"
+    ${mini} || [ -n "${tag}" ] || cp "${results}" RESULTS.md
+    cat "${results}"
+}
 
 key_of() { # key_of N: what the stage depends on
     local options=options_$1 inputs=inputs_$1 file

@@ -1,7 +1,7 @@
-"""Prepare AN4 (or ESPnet's mini_an4): 16 bit wav files and Kaldi-style data/{train,dev,test} folders.
+"""Prepare AN4 (or ESPnet's mini_an4): wav files and Kaldi-style data/{train,dev,test} folders.
 
-The archive comes from a local folder (``--data_root``) or from the public address; both lead to the same
-prepared folder, and the checksum is taken over the samples, so that it does not depend on the container.
+The archive comes from a local folder (``--data_root``) or from the public address; both lead to the
+same prepared folder. The checksum is over the samples, so that it holds for any container.
 Speech: CMU AN4, http://www.speech.cs.cmu.edu/databases/an4/ (BSD-like licence).
 """
 
@@ -115,7 +115,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def read_transcripts(etc: Path, part: str) -> dict[str, tuple[str, str]]:
-    """Map utterance id to (path of the audio without extension, words), as AN4's own lists give them."""
+    """Map utterance id to (path of the audio without extension, words)."""
     stems = (etc / f"an4_{part}.fileids").read_text().split()
     lines = (etc / f"an4_{part}.transcription").read_text().splitlines()
     words = {}
@@ -171,10 +171,14 @@ def main() -> None:
         epilog="Example: local/prepare_data.py --corpus an4 --data_root /data --dev_utts 100",
     )
     parser.add_argument("--corpus", choices=sorted(CORPORA), default="an4")
-    parser.add_argument("--data_root", default="", help="folder holding an4/ and mini_an4/; empty: download")
+    parser.add_argument(
+        "--data_root", default="", help="folder holding an4/ and mini_an4/; empty: download"
+    )
     parser.add_argument("--downloads", type=Path, default=Path("downloads"))
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--dev_utts", type=int, default=100, help="training utterances cut off as dev set")
+    parser.add_argument(
+        "--dev_utts", type=int, default=100, help="training utterances cut off as dev set"
+    )
     args = parser.parse_args()
     corpus = CORPORA[args.corpus]
 

@@ -1,4 +1,4 @@
-"""Write the token list of characters or sentencepiece units in the host's order: <blank>, <unk>, ..., <sos/eos>."""
+"""Write the token list, characters or sentencepiece units, in the host's order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ def main() -> None:
         epilog="Example: local/token_list.py --text data/train/text --output data/token_list/char",
     )
     parser.add_argument("--text", type=Path, required=True, help="lines 'utt words...'")
-    parser.add_argument("--output", type=Path, required=True, help="folder for tokens.txt (and bpe.model)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for tokens.txt (and bpe.model)"
+    )
     parser.add_argument("--token_type", choices=("char", "bpe"), default="char")
     parser.add_argument("--nbpe", type=int, default=100, help="number of sentencepiece units")
     args = parser.parse_args()
 
-    sentences = [line.split(maxsplit=1)[1] for line in args.text.read_text().splitlines() if " " in line]
+    lines = args.text.read_text().splitlines()
+    sentences = [line.split(maxsplit=1)[1] for line in lines if " " in line]
     if not sentences:
         sys.exit(f"{args.text}: no line of the form 'utt words...'")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,15 @@
-"""Run commands of the host and of mpq for run.sh: one import of the host in all, one forked process per command.
+"""Run commands of the host and of mpq for run.sh, with one import of the host in all.
 
-Importing the host takes longer than most jobs of a small recipe. run.sh starts this program once; every line on its
-standard input, ``N_PARALLEL N_THREADS JOB_FILE``, is answered on standard output by the exit status 0 or 1. Each
-line of a job file is
+Importing the host takes longer than most jobs of a small recipe. run.sh starts this program once;
+every line on its standard input, ``N_PARALLEL N_THREADS JOB_FILE``, is answered on standard output
+by the exit status 0 or 1. Each line of a job file is
 
     LOG MODULE ARGUMENTS...
 
-and does the same as ``python3 -m espnet_mpq -m MODULE ARGUMENTS... > LOG``: a process of its own (own random seeds,
-own state of the host's classes), forked after the import. After a failure no more jobs start and the end of the log
-is shown. When standard input closes, running jobs are stopped: a killed run.sh leaves nothing behind.
+and does the same as ``python3 -m espnet_mpq -m MODULE ARGUMENTS... > LOG``: a process of its own
+(own random seeds, own state of the host's classes), forked after the import. After a failure no
+more jobs start, and the end of the log is shown. When standard input closes, running jobs are
+stopped: a killed run.sh leaves nothing behind.
 """
 
 from __future__ import annotations
