@@ -15,8 +15,10 @@ from espnet_mpq.packed.format import PackedModel, tensor_hashes
 from espnet_mpq.packed.layout import codes_name, scales_name, tensor_specs, weight_name
 from espnet_mpq.packed.metadata import build, format_error, special_ids, token_list_record
 from espnet_mpq.plan import Plan
-from espnet_mpq.quant.fake_quant import project_cluster, project_model_tied
+from espnet_mpq.quant.fake_quant import ClusterProjection, project_cluster, project_model_tied
 
+# values (rows, cols) float32; codes uint8 and scales, None at 16 and 32 bits
+_PartProjection = Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # Weights trained on a grid come back with rounding noise only; more means they were not on it.
 ON_GRID_ERROR = 1e-5
@@ -100,8 +102,8 @@ def pack_lm(
     specs = tensor_specs(architecture, plan)
     clusters = architecture.clusters()
     tensors: Dict[str, torch.Tensor] = {}
-    for cluster, projection in _project(weights, clusters, plan):
-        _add_cluster(tensors, cluster, projection, plan)
+    for cluster, projections in _project(weights, clusters, plan):
+        _add_cluster(tensors, cluster, projections, plan)
     for name, _ in architecture.rest():
         tensors[name] = weights[name].clone()
     tensors = {spec.name: tensors[spec.name].reshape(spec.shape).contiguous() for spec in specs}
@@ -146,9 +148,11 @@ def _mats(weights: Mapping[str, torch.Tensor], cluster: Cluster) -> List[torch.T
     return [weights[p.parameter][p.start : p.stop] for p in cluster.parts]
 
 
-def _project(weights, clusters: Sequence[Cluster], plan: Plan) -> List[Tuple[Cluster, object]]:
+def _project(
+    weights: Mapping[str, torch.Tensor], clusters: Sequence[Cluster], plan: Plan
+) -> List[Tuple[Cluster, List[_PartProjection]]]:
     """Projection per cluster; clusters of tying "model" with the same grid share one scale."""
-    scale_dtype = SCALE_DTYPES[plan.scale_dtype]
+    options = {"method": "mse", "scale_dtype": SCALE_DTYPES[plan.scale_dtype]}
     shared: Dict[tuple, List[Cluster]] = {}
     done = []
     for cluster in clusters:
@@ -156,23 +160,32 @@ def _project(weights, clusters: Sequence[Cluster], plan: Plan) -> List[Tuple[Clu
         if spec.bits < 16 and spec.tying == "model":
             shared.setdefault((spec.bits, spec.grid), []).append(cluster)
         else:
-            mats = _mats(weights, cluster)
-            projection = project_cluster(mats, spec, method="mse", scale_dtype=scale_dtype)
-            done.append((cluster, projection))
+            found = project_cluster(_mats(weights, cluster), spec, **options)
+            done.append((cluster, _parts(found)))
     for group in shared.values():
-        spec = plan.clusters[group[0].name]
-        mats = [_mats(weights, cluster) for cluster in group]
-        projections = project_model_tied(mats, spec, method="mse", scale_dtype=scale_dtype)
-        done.extend(zip(group, projections))
+        mats = [mat for cluster in group for mat in _mats(weights, cluster)]
+        found = project_model_tied(mats, plan.clusters[group[0].name], **options)
+        parts = iter(_parts(found))
+        done.extend((cluster, [next(parts) for _ in cluster.parts]) for cluster in group)
     return done
 
 
-def _add_cluster(tensors: Dict[str, torch.Tensor], cluster: Cluster, projection, plan: Plan):
+def _parts(found: ClusterProjection) -> List[_PartProjection]:
+    nothing = [None] * len(found.values)
+    codes, scales = found.codes or nothing, found.scales or nothing
+    return list(zip(found.values, codes, scales))
+
+
+def _add_cluster(
+    tensors: Dict[str, torch.Tensor],
+    cluster: Cluster,
+    projections: Sequence[_PartProjection],
+    plan: Plan,
+) -> None:
     spec = plan.clusters[cluster.name]
-    for k, part in enumerate(cluster.parts):
+    for part, (values, codes, scales) in zip(cluster.parts, projections):
         if spec.bits >= 16:
-            dtype = torch.float16 if spec.bits == 16 else torch.float32
-            weight = projection.values[k].to(dtype)
+            weight = values.to(torch.float16 if spec.bits == 16 else torch.float32)
             if not bool(torch.isfinite(weight).all()):
                 raise InputError(
                     f"cluster {cluster.name} has weights beyond the range of float16",
@@ -180,6 +193,6 @@ def _add_cluster(tensors: Dict[str, torch.Tensor], cluster: Cluster, projection,
                 )
             tensors[weight_name(cluster, part)] = weight
         else:
-            tensors[codes_name(cluster, part)] = pack_codes(projection.codes[k], spec.bits)
-            scales = projection.scales[k].to(SCALE_DTYPES[plan.scale_dtype])
-            tensors[scales_name(cluster, part, spec)] = scales
+            tensors[codes_name(cluster, part)] = pack_codes(codes, spec.bits)
+            scale_dtype = SCALE_DTYPES[plan.scale_dtype]
+            tensors[scales_name(cluster, part, spec)] = scales.to(scale_dtype)

@@ -1,0 +1,211 @@
+"""The golden file: writing and reading are pinned, and FORMAT.md alone is enough to read it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+
+import torch
+
+import espnet_mpq
+from espnet_mpq.io import sha256_bytes
+from espnet_mpq.packed import metadata
+from espnet_mpq.packed.bits import pack_codes
+from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.packed.format import PackedModel, load_packed, tensor_hashes, to_bytes
+from espnet_mpq.packed.layout import DTYPES, find_part
+from espnet_mpq.packed.metadata import build, format_error, special_ids, token_list_record
+from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.quant.grid import make_grid
+
+from packed_models import architecture, tokens  # isort: skip
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "packed_gru_v1.safetensors"
+GOLDEN_SHA256 = "66b2719bda4d9ed5dc9586fc9b021d5ec24c9aa7751264bc01cf6e14c777e27b"
+VALUES_SHA256 = "031e7b3b40b6c53f630f6bdb0ef22dc8d1381ca9fcb8dfdebef4678f0c9d8be8"
+FORMAT_MD = Path(espnet_mpq.__file__).parent / "packed" / "FORMAT.md"
+
+
+def golden_model() -> PackedModel:
+    """Every bit-width and tying in one tiny GRU LM; all values are exact in binary."""
+    arch = architecture("gru", vocab_size=4, unit=5, nhid=3, nlayers=1)
+    specs = {
+        "embedding": ClusterSpec(2, "uniform", "row"),
+        "rnn.l0.r": ClusterSpec(1, "uniform", "group", 2),
+        "rnn.l0.z": ClusterSpec(4, "paper", "model"),
+        "rnn.l0.n": ClusterSpec(8, "uniform", "cluster"),
+        "output": ClusterSpec(16),
+    }
+    plan = Plan(specs)
+    packed = PackedModel({"architecture": arch.to_dict(), "plan": plan.to_dict()}, {})
+    tensors = packed.tensors
+    for n, spec in enumerate(packed.specs):
+        if spec.role == "codes":
+            cluster, part = find_part(arch, spec.name)
+            bits = specs[cluster.name].bits
+            n_levels = len(make_grid(specs[cluster.name].grid, bits).levels)
+            codes = torch.arange(part.n_weights).reshape(part.shape) * 7 + 3 * n
+            tensors[spec.name] = pack_codes((codes % n_levels).to(torch.uint8), bits)
+        else:
+            values = torch.arange(1.0, 1 + torch.Size(spec.shape).numel()).reshape(spec.shape)
+            sign = 1 if spec.role == "scales" else (-1) ** n
+            tensors[spec.name] = (sign * values / 8).to(DTYPES[spec.dtype][0])
+    record = build(
+        arch,
+        plan,
+        token_list=token_list_record(tokens(4)),
+        ids=special_ids(tokens(4)),
+        source={"tool_version": "0.1.0", "command": "golden", "seed": 0},
+        relative_error={name: format_error(k / 16) for k, name in enumerate(specs)},
+        error_reference="checkpoint",
+        tensors=tensor_hashes(tensors),
+    )
+    return PackedModel(record, tensors)
+
+
+def test_writing_is_pinned():
+    data = to_bytes(golden_model())
+    assert data == GOLDEN.read_bytes()
+    assert sha256_bytes(data) == GOLDEN_SHA256
+
+
+def test_reading_is_pinned():
+    packed = load_packed(GOLDEN)
+    values = dequantize(packed)
+    assert values["encoder.weight"].tolist() == [
+        [0.375, 0.125, -0.125, -0.375, 0.375],
+        [0.25, -0.25, -0.75, 0.75, 0.25],
+        [-0.375, -1.125, 1.125, 0.375, -0.375],
+        [-1.5, 1.5, 0.5, -0.5, -1.5],
+    ]
+    assert values["rnn.weight_hh_l0"].tolist() == [
+        [-0.125, 0.125, -0.25],
+        [0.375, -0.375, 0.5],
+        [-0.625, 0.625, -0.75],
+        [0.625, -0.375, 0.5],
+        [-0.5, 0.375, -0.625],
+        [0.25, -0.75, 0.125],
+        [-12.25, -11.375, -10.5],
+        [-9.625, -8.75, -7.875],
+        [-7.0, -6.125, -5.25],
+    ]
+    assert values["decoder.weight"].tolist() == [
+        [-0.125, -0.25, -0.375],
+        [-0.5, -0.625, -0.75],
+        [-0.875, -1.0, -1.125],
+        [-1.25, -1.375, -1.5],
+    ]
+    joined = b"".join(values[name].numpy().tobytes() for name in sorted(values))
+    assert sha256_bytes(joined) == VALUES_SHA256
+    assert packed.metadata["special_ids"] == {"blank": 0, "unk": 1, "sos": 3, "eos": 3}
+
+
+# From here on nothing of the package is used: FORMAT.md alone, in plain Python. -------------
+
+
+def from_document() -> dict:
+    """Parameter name -> rows of floats, read from the golden file by the rules of FORMAT.md."""
+    data = GOLDEN.read_bytes()
+    (n_bytes,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + n_bytes])
+    facts = json.loads(header.pop("__metadata__")["espnet_mpq"])
+    body = {k: v for k, v in facts.items() if k != "metadata_sha256"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == facts["metadata_sha256"]
+    payload, tensors = data[8 + n_bytes :], {}
+    for name, entry in header.items():
+        piece = payload[slice(*entry["data_offsets"])]
+        assert hashlib.sha256(piece).hexdigest() == facts["tensors"][name]
+        if entry["dtype"] == "U8":
+            flat = list(piece)
+        else:
+            kind, size = {"F16": ("e", 2), "F32": ("f", 4)}[entry["dtype"]]
+            flat = list(struct.unpack(f"<{len(piece) // size}{kind}", piece))
+        cols = entry["shape"][-1]
+        tensors[name] = [flat[i : i + cols] for i in range(0, len(flat), cols)]
+    sizes = facts["architecture"]
+    nhid, unit = sizes["nhid"], sizes["unit"]
+    values = {}
+    for name, mat in tensors.items():
+        cluster, slash, rest = name.partition("/")
+        if not slash:
+            values[name] = mat[0]
+        elif rest.endswith(".weight") and name + ".codes" not in tensors and rest.count(".") > 1:
+            values[rest[: -len(".weight")]] = mat
+        elif rest.endswith(".codes"):
+            parameter = rest[: -len(".codes")]
+            spec = facts["plan"]["clusters"][cluster]
+            bits = spec["bits"]
+            top = 2 ** (bits - 1) - 1
+            if bits == 1:
+                levels = [-1, 1]
+            elif spec["grid"] == "paper":
+                levels = range(-top, top + 1)
+            else:
+                levels = range(-128, 128) if bits == 8 else range(1 - 2**bits, 2**bits, 2)
+            scales = {
+                "row": tensors.get(f"{cluster}/{parameter}.scales"),
+                "group": tensors.get(f"{cluster}/{parameter}.scales"),
+                "cluster": tensors.get(f"{cluster}/scale"),
+                "model": tensors.get(f"model/{bits}-{spec['grid']}/scale"),
+            }[spec["tying"]]
+            cols = unit if parameter in ("encoder.weight", "rnn.weight_ih_l0") else nhid
+            group = spec.get("group_size", cols)
+            rows = []
+            for r, row in enumerate(mat):
+                codes = [row[j * bits // 8] >> (j * bits % 8) & (2**bits - 1) for j in range(cols)]
+                own = scales[r if len(scales) > 1 else 0]
+                rows.append([levels[code] * own[j // group] for j, code in enumerate(codes)])
+            values.setdefault(parameter, {})[cluster] = rows
+    for name, value in values.items():
+        if isinstance(value, dict):  # gates stack in the order r, z, n; others are whole
+            order = [f"rnn.l0.{gate}" for gate in "rzn"] if len(value) > 1 else list(value)
+            values[name] = [row for cluster in order for row in value[cluster]]
+    return values
+
+
+def test_an_implementation_from_the_document_agrees():
+    mine, values = from_document(), dequantize(load_packed(GOLDEN))
+    assert set(mine) == set(values)
+    for name, value in values.items():
+        assert mine[name] == value.tolist(), name
+
+
+def documented_examples() -> list:
+    text = FORMAT_MD.read_text(encoding="utf-8")
+    return [json.loads(block) for block in re.findall(r"```json example\n(.*?)```", text, re.S)]
+
+
+def test_worked_examples_of_the_document():
+    examples = documented_examples()
+    assert len(examples) >= 5
+    for example in examples:
+        bits, codes = example["bits"], example["codes"]
+        grid = make_grid(example["grid"], bits)
+        packed = pack_codes(torch.tensor([codes], dtype=torch.uint8), bits)
+        assert packed[0].tolist() == list(bytes.fromhex(example["bytes"]))
+        assert [grid.levels[code] for code in codes] == example["levels"]
+        group = example.get("group_size", len(codes))
+        scales = [example["scales"][j // group] for j in range(len(codes))]
+        assert [a * b for a, b in zip(scales, example["levels"])] == example["values"]
+
+
+def test_numbers_of_the_document_are_those_of_the_golden_file():
+    text, data = FORMAT_MD.read_text(encoding="utf-8"), GOLDEN.read_bytes()
+    n_bytes = int.from_bytes(data[:8], "little")
+    assert f"`{data[:8].hex(' ')}`" in text and f"{n_bytes} bytes" in text
+    assert f"{len(data)} bytes" in text and GOLDEN_SHA256 in text
+    header = json.loads(data[8 : 8 + n_bytes])
+    begin, end = header["embedding/encoder.weight.codes"]["data_offsets"]
+    codes = data[8 + n_bytes + begin : 8 + n_bytes + end]
+    assert f"`{codes.hex(' ')}`" in text and f"[{begin}, {end}]" in text
+
+
+def test_document_names_every_key():
+    text = FORMAT_MD.read_text(encoding="utf-8")
+    assert f"m + {metadata.RESERVED_N_BYTES}" in text
+    for name in metadata.KEYS + metadata.SPECIAL_IDS + metadata.ERROR_REFERENCES:
+        assert f"`{name}`" in text or f'`"{name}"`' in text, name
