@@ -24,6 +24,7 @@ VERSION = 1
 # a file follows from architecture and plan alone. If they need more, the header gets longer.
 RESERVED_N_BYTES = 768
 RESERVED = {"source": {}, "special_ids": {}, "error_reference": ""}
+ELLIPSIS = "..."
 KEYS = (
     "format",
     "version",
@@ -104,11 +105,26 @@ def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping) -> bytes:
     return text.ljust(n_bytes, b" ")
 
 
+def shorten_command(specs: Sequence[TensorSpec], metadata: Mapping) -> dict:
+    """Sealed metadata whose header has the predicted size, if a shorter command can do it."""
+    source = dict(metadata["source"])
+    bare = header_json(specs, {**metadata, **RESERVED})
+    while True:
+        shorter = {**metadata, "source": source}
+        command = source.get("command") or ""
+        too_long = len(header_json(specs, shorter)) - len(bare) - RESERVED_N_BYTES
+        if too_long <= 0 or len(command) <= len(ELLIPSIS):
+            shorter["metadata_sha256"] = self_hash(shorter)
+            return shorter
+        keep = max(0, len(command) - len(ELLIPSIS) - max(1, too_long // 6))
+        source["command"] = command[:keep] + ELLIPSIS
+
+
 def header_n_bytes(architecture: Architecture, plan: Plan) -> int:
     """Bytes of the header, its 8-byte length included, that a packed file will have.
 
     Exact as long as what is known only when packing (source, special ids) fits into
-    RESERVED_N_BYTES, which holds five hashes and a command line of about 200 characters.
+    RESERVED_N_BYTES; pack_lm shortens a long command line to that end.
     """
     specs = tensor_specs(architecture, plan)
     metadata = build(

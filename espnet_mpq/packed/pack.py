@@ -13,7 +13,13 @@ from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import cluster_values
 from espnet_mpq.packed.format import PackedModel, tensor_hashes
 from espnet_mpq.packed.layout import codes_name, scales_name, tensor_specs, weight_name
-from espnet_mpq.packed.metadata import build, format_error, special_ids, token_list_record
+from espnet_mpq.packed.metadata import (
+    build,
+    format_error,
+    shorten_command,
+    special_ids,
+    token_list_record,
+)
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.fake_quant import ClusterProjection, project_cluster, project_model_tied
 
@@ -84,7 +90,8 @@ def pack_lm(
     Args:
         weights: parameters of the quantized (or, after training, the fp) LM.
         token_list: the vocabulary, in the order of ids.
-        source: JSON-able facts on where the weights come from: strings, integers or None.
+        source: JSON-able facts on where the weights come from: strings, integers or None. Its
+            ``command`` is cut when the header would get longer than predicted.
         fp_weights: the fp LM; relative errors then compare with it instead of ``weights``.
 
     Raises:
@@ -122,7 +129,7 @@ def pack_lm(
         error_reference="checkpoint" if reference is weights else "fp",
         tensors=tensor_hashes(tensors),
     )
-    return PackedModel(metadata, tensors)
+    return PackedModel(shorten_command(specs, metadata), tensors)
 
 
 def rounded_clusters(

@@ -161,13 +161,26 @@ def test_header_is_what_the_safetensors_library_writes(tmp_path):
         assert torch.equal(tensor, packed.tensors[name])
 
 
-def test_a_long_source_makes_a_longer_header_only():
+def test_a_long_command_is_cut_so_that_the_size_stays_as_predicted():
     arch = architecture()
     plan = uniform(arch, ClusterSpec(2))
-    long = packed_model(arch, plan, source={"command": "x" * 3000})
     short = packed_model(arch, plan)
-    assert len(to_bytes(long)) > len(to_bytes(short))
-    assert from_bytes(to_bytes(long)).metadata["source"]["command"] == "x" * 3000
+    for letter in ("x", '"', "\n", "\u00e4", "\u4e2d"):
+        long = packed_model(arch, plan, source={"command": letter * 3000})
+        assert len(to_bytes(long)) == len(to_bytes(short)) == short.n_bytes
+        command = from_bytes(to_bytes(long)).metadata["source"]["command"]
+        assert command.endswith("...") and len(command) > 100
+        assert set(command[:-3]) == {letter}
+    kept = packed_model(arch, plan, source={"command": "mpq pack " * 40}).metadata["source"]
+    assert kept["command"] == "mpq pack " * 40
+
+
+def test_other_long_sources_make_a_longer_header():
+    arch = architecture()
+    plan = uniform(arch, ClusterSpec(2))
+    long = packed_model(arch, plan, source={"note": "x" * 3000})
+    assert len(to_bytes(long)) == long.n_bytes > packed_model(arch, plan).n_bytes + 2000
+    assert from_bytes(to_bytes(long)).metadata["source"]["note"] == "x" * 3000
 
 
 def test_codebook_is_refused():

@@ -53,7 +53,9 @@ def pack_experiment(
         PlanError: no plan, or one that does not fit the LM.
         MismatchError: config, checkpoint and fp LM do not belong together.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).resolve()
+    # File names on the command line need not be UTF-8.
+    command = command.encode("utf-8", "replace").decode("utf-8")
     config_path, checkpoint, config = _open(lm_exp, lm_file)
     _check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
     token_list = config["token_list"]
@@ -90,7 +92,7 @@ def pack_experiment(
     with _replaced_directory(output_dir) as folder:
         save_packed(folder / PACKED_FILE, packed)
         _write_config(folder / "config.yaml", config, architecture, chosen)
-        write_json(folder / "receipt.json", receipt(packed))
+        write_json(folder / "receipt.json", {**receipt(packed), "command": command})
         _copy_folder(Path(lm_exp) / "images", folder / "images")
         (folder / "images").mkdir(exist_ok=True)  # the host's pack stage wants it
         perplexity = Path(lm_exp) / "perplexity_test"
@@ -229,7 +231,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _replaced_directory(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside ``output_dir`` whose content moves there if all goes well.
+    """A new folder on the disk of ``output_dir`` whose content moves there if all goes well.
 
     Raises:
         InputError: something cannot be written; nothing of it stays behind.
@@ -237,8 +239,9 @@ def _replaced_directory(output_dir: Path) -> Iterator[Path]:
     temporary = None
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent)
-        temporary = Path(temporary)
+        # Inside an existing directory: it may be a file system of its own.
+        place = output_dir if output_dir.exists() else output_dir.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=place))
         yield temporary
         _move_into(temporary, output_dir)
     except OSError as error:

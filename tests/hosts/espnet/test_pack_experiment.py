@@ -128,14 +128,17 @@ def test_config_keeps_what_the_host_needs(fp_exp, packed_dir, arch):
 
 def test_quantized_experiment_packs_exactly(quantized_exp, fp_exp, tmp_path, caplog):
     out = tmp_path / "out"
-    packed = pack_experiment(quantized_exp, out, fp_exp=fp_exp.path, command="mpq pack ...")
+    command = "mpq pack " + "x" * 999 + "\udc80"
+    packed = pack_experiment(quantized_exp, out, fp_exp=fp_exp.path, command=command)
     assert not caplog.records
     weights = read_weights(quantized_exp / "valid.loss.best.pth")
     for name, value in dequantize(packed).items():
         assert torch.allclose(value, weights[name], rtol=1e-6, atol=0)
     assert (out / "perplexity_test" / "ppl").read_text() == "7.5\n"
     receipt = json.loads((out / "receipt.json").read_text())
-    assert receipt["error_reference"] == "fp" and receipt["source"]["command"] == "mpq pack ..."
+    assert receipt["error_reference"] == "fp"
+    assert receipt["command"] == "mpq pack " + "x" * 999 + "?"
+    assert receipt["source"]["command"].startswith("mpq pack xxx")
     errors = [row["relative_error"] for row in receipt["clusters"] if row["bits"] <= 2]
     assert errors and min(errors) > 1e-3
     assert receipt["totals"]["n_bytes"] == (out / "packed.safetensors").stat().st_size
@@ -165,6 +168,7 @@ def test_packing_again_replaces_and_forgets_stale_results(fp_exp, packed_dir, pl
     assert (packed_dir / "notes.txt").read_text() == "mine"
     assert load_packed(packed_dir / "packed.safetensors").plan == uniform(arch, ClusterSpec(1))
     assert [p.name for p in packed_dir.parent.iterdir()] == [packed_dir.name]
+    assert not any(p.name.startswith(".") for p in packed_dir.iterdir())
 
 
 @pytest.mark.parametrize("exists", (False, True))
@@ -175,7 +179,11 @@ def test_full_disk_changes_nothing(
     folder = tmp_path / "out"
     if exists:
         pack_experiment(fp_exp.path, folder, plan=plan_file)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def everything():
+        return {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+
+    before = everything()
     real, count = os.fsync, iter(range(100))
 
     def full(handle):
@@ -187,8 +195,7 @@ def test_full_disk_changes_nothing(
     with pytest.raises(InputError, match="No space left"):
         pack_experiment(fp_exp.path, folder, plan=uniform(arch, ClusterSpec(8)))
     monkeypatch.undo()
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert [p.name for p in tmp_path.iterdir()] == (["out"] if exists else [])
+    assert everything() == before
 
 
 def test_wrong_inputs(fp_exp, packed_dir, plan_file, quantized_exp, arch, tmp_path):
