@@ -1,0 +1,97 @@
+"""Finishing phase: codes frozen, gradient of the scales, the rest goes on."""
+
+import pytest
+import torch
+
+from espnet_mpq.clusters import find_clusters, get_mats
+from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
+from espnet_mpq.training.admm import AdmmController
+from espnet_mpq.training.finishing import Finishing
+from espnet_mpq.training.options import AdmmOptions
+from espnet_mpq.training.table import project
+
+
+def table_of(lm, **spec):
+    clusters = find_clusters(lm)
+    plan = uniform_plan(clusters, 2, **spec)
+    return project({c.name: get_mats(lm, c) for c in clusters}, plan)
+
+
+@pytest.mark.parametrize("tying", ["row", "group", "cluster", "model"])
+def test_first_adam_step_moves_every_scale_against_its_gradient(small_rnn, tying):
+    table = table_of(small_rnn(), tying=tying, group_size=3 if tying == "group" else None)
+    finishing = Finishing(table, lr=0.1)
+    generator = torch.Generator().manual_seed(5)
+    gradients = {
+        n: [torch.randn(c.shape, generator=generator) for c in codes]
+        for n, codes in table.codes.items()
+    }
+    # dF/d log α = sum of dF/dW * W over the weights that share α; Adam's first step is its sign.
+    downhill = {n: [-(g * w) for g, w in zip(gradients[n], table.values(n))] for n in gradients}
+    finishing.step(gradients)
+    moved = finishing.current()
+    for name in gradients:
+        for part, scale in enumerate(table.scales[name]):
+            slope = downhill[name][part]
+            if tying == "row":
+                sign = slope.sum(1, keepdim=True).sign()
+            elif tying == "group":
+                sign = torch.stack([s.sum(1) for s in slope.split(3, dim=1)], 1).sign()
+            elif tying == "cluster":
+                sign = sum(s.sum() for s in downhill[name]).sign()
+            else:
+                sign = sum(s.sum() for parts in downhill.values() for s in parts).sign()
+            expected = scale * torch.exp(0.1 * sign)
+            torch.testing.assert_close(moved.scales[name][part], expected, rtol=1e-3, atol=1e-7)
+            assert torch.equal(moved.codes[name][part], table.codes[name][part])
+            rounded = moved.scales[name][part].half().float()
+            assert torch.equal(moved.scales[name][part], rounded)
+
+
+def test_zero_scale_stays_zero(small_rnn):
+    lm = small_rnn()
+    with torch.no_grad():
+        lm.decoder.weight[3] = 0.0
+    table = table_of(lm)
+    assert float(table.scales["output"][0][3]) == 0.0
+    finishing = Finishing(table, lr=0.1)
+    for _ in range(3):
+        finishing.step({n: [torch.randn(c.shape) for c in cs] for n, cs in table.codes.items()})
+    values = finishing.current().values("output")[0]
+    assert float(values[3].abs().max()) == 0.0 and bool(torch.isfinite(values).all())
+
+
+def test_finishing_in_a_run_tunes_scales_and_rest_and_freezes_codes(small_rnn, cross_entropy):
+    lm = small_rnn()
+    specs = {c.name: ClusterSpec(2) for c in find_clusters(lm)}
+    specs["rnn.l0.g"] = ClusterSpec(32)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=0.01)
+    options = AdmmOptions(finish_epochs=1, finish_lr=0.01)
+    controller = AdmmController(lm, Plan(specs), optimizer, options)
+    controller.start_epoch(1)
+    codes = {n: [c.clone() for c in cs] for n, cs in controller.finishing.table.codes.items()}
+    start = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = cross_entropy(lm)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        table = controller.finishing.current()
+        for name in controller.coded:
+            mats = get_mats(lm, controller.clusters[name])
+            for mat, value in zip(mats, table.values(name)):
+                assert torch.equal(mat, value)
+    controller.end_epoch()
+    assert losses[-1] < losses[0] - 0.05
+    for name in controller.coded:
+        assert all(
+            torch.equal(a, b) for a, b in zip(controller.finishing.table.codes[name], codes[name])
+        )
+    assert not torch.equal(lm.decoder.bias, start["decoder.bias"])
+    # A float gate in a stacked matrix goes on training beside its frozen neighbours.
+    assert not torch.equal(lm.rnn.weight_hh_l0[16:24], start["rnn.weight_hh_l0"][16:24])
+    ratio = lm.rnn.weight_hh_l0[:8].detach() / start["rnn.weight_hh_l0"][:8]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-5, atol=0)
+    assert controller.residuals == {"primal": 0.0, "dual": 0.0}

@@ -1,0 +1,35 @@
+"""AdmmOptions: the defaults hold, nonsense is refused with the option's name."""
+
+import pytest
+
+from espnet_mpq.errors import InputError
+from espnet_mpq.training.options import AdmmOptions
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("gamma", 0.0),
+        ("gamma", -1e-3),
+        ("gamma", float("nan")),
+        ("gamma_schedule", "sometimes"),
+        ("gamma_growth", 0.5),
+        ("gamma_max", 1e-9),
+        ("dual_period_updates", -1),
+        ("dual_period_updates", 2.5),
+        ("projection", "nearest"),
+        ("als_rounds", 0),
+        ("eta1", 0.0),
+        ("saved", "float"),
+        ("finish_epochs", -1),
+        ("finish_lr", float("inf")),
+    ],
+)
+def test_nonsense_is_refused(name, value):
+    with pytest.raises(InputError, match=name):
+        AdmmOptions(**{name: value})
+
+
+def test_defaults_and_bounds_are_accepted():
+    AdmmOptions()
+    AdmmOptions(gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period_updates=1, finish_epochs=0)
