@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["espnet_mpq", "espnet_mpq.*"]),
-    package_data={"espnet_mpq": ["packed/FORMAT.md"]},
+    package_data={"espnet_mpq": ["packed/FORMAT.md", "recipe/mpq.sh"]},
     install_requires=["torch>=1.13", "numpy", "PyYAML", "safetensors>=0.4", "scipy>=1.9"],
     extras_require={
         "espnet": ["espnet>=202402", "torchaudio", "tensorboard", "matplotlib"],

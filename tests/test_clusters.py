@@ -5,7 +5,7 @@ import torch
 
 from espnet_mpq.clusters import find_clusters, get_mats, rest_parameters, set_mats
 from espnet_mpq.errors import InputError
-from tests.test_plan import RnnLm
+from test_plan import RnnLm
 
 
 def test_gate_slices_follow_pytorch_order():
