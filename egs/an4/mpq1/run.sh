@@ -21,7 +21,7 @@ lm_config=
 mpq_config=
 decode_config=
 inference_asr=     # ASR checkpoint for decoding; default valid.loss.ave.pth
-budget=2.0         # effective bits of the mixed precision LM, every stored byte counted
+budget=            # effective bits of the mixed precision LM, every stored byte counted; default 2.0 (mini: 4.0)
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
 lm_weights=        # LM scales tried on the dev set with the fp LM
@@ -42,10 +42,10 @@ EOF
 
 if ${mini}; then
     profile=mini_an4; conf=conf/mini; data=data/mini; exp=exp/mini${tag}; downloads=downloads/mini; dev_utts=1
-    : "${lm_weights:=0.3}"
+    : "${lm_weights:=0.3}" "${budget:=4.0}"  # of a tiny LM the file's header is a large part
 else
     profile=an4; conf=conf; data=data; exp=exp/full${tag}; downloads=downloads; dev_utts=100
-    : "${lm_weights:=0.1 0.2 0.3 0.4 0.5 0.6}"
+    : "${lm_weights:=0.1 0.2 0.3 0.4 0.5 0.6}" "${budget:=2.0}"
 fi
 : "${asr_config:=${conf}/train_asr.yaml}" "${lm_config:=${conf}/train_lm.yaml}"
 : "${mpq_config:=${conf}/train_lm_mpq.yaml}" "${decode_config:=${conf}/decode.yaml}"
@@ -58,7 +58,6 @@ mpq_dir=${exp}/mpq_${token_tag}
 marks=${exp}/.stages
 lm_file=valid.loss.best.pth
 export PYTHONPATH="${PWD}/../../..${PYTHONPATH:+:${PYTHONPATH}}"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${nj}}
 
 log() { echo "$(date '+%H:%M:%S') $*"; }
 
@@ -172,17 +171,18 @@ stage_6() {
 
 name_7="plans: uniform ${uniform_bits} bit, mixed with ${budget} effective bits"
 options_7="${budget} ${uniform_bits}"
-inputs_7="${mpq_dir}/sensitivity.json ${lm_exp}/${lm_file} ${mpq_config} ${data}/dev/text"
+inputs_7="${mpq_dir}/sensitivity.json ${lm_exp}/${lm_file} ${mpq_config} ${data}/train/text"
 outputs_7="${mpq_dir}/uniform ${mpq_dir}/mixed"
 stage_7() {
     local plan
     for plan in uniform mixed; do
-        local how=(--uniform "${uniform_bits}")
+        local how=(--uniform "${uniform_bits}" --text "${data}/train/text" --max_tokens "${sensitivity_tokens}")
         [ "${plan}" = uniform ] || how=(--sensitivity "${mpq_dir}/sensitivity.json" --budget "${budget}")
         job "${mpq_dir}/plan_${plan}.log" espnet_mpq.bin.mpq plan --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
-            "${how[@]}" --text "${data}/dev/text" --train_config "${mpq_config}" --output_dir "${mpq_dir}/${plan}"
+            "${how[@]}" --train_config "${mpq_config}" --output_dir "${mpq_dir}/${plan}"
     done
     run_jobs 1
+    cat "${mpq_dir}/plan_mixed.log"
 }
 
 name_8="ADMM training of both plans (logs: ${exp}/lm_{uniform,mixed}_${token_tag}/train.log)"
@@ -283,7 +283,6 @@ outputs_13="${results}"
 stage_13() {
     ${python} utils/results.py --exp "${exp}" --token_tag "${token_tag}" --corpus "${profile}" --output "${results}"
     ${mini} || [ -n "${tag}" ] || cp "${results}" RESULTS.md
-    cat "${results}"
 }
 
 key_of() { # key_of N: what the stage depends on

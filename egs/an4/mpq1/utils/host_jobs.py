@@ -108,8 +108,10 @@ def run_jobs(jobs: list[Job], n_parallel: int, n_threads: int) -> int:
 
 
 def main() -> None:
-    # before torch is imported: no thread pool may exist when the jobs are forked
+    # before torch is imported: no thread pool may exist when the jobs are forked, and threads that
+    # wait must sleep, or another busy program on the machine slows a training down tenfold
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
     # unbuffered, so that a wait on the descriptor sees what has not been read

@@ -1,12 +1,14 @@
-"""Collect the result files of the recipe into RESULTS.md; computes nothing but sizes and ratios."""
+"""Collect the result files of the recipe into RESULTS.md and print the table; computes nothing."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-SYSTEMS = (  # folder name, name in the table, where its bits are known from
+from espnet_mpq.io import read_json
+from espnet_mpq.report.table import markdown_table, read_row, text_table
+
+SYSTEMS = (  # name of the folders, name in the table, packed LM that tells its bits
     ("no_lm", "no LM", None),
     ("fp", "fp LM", None),
     ("uniform", "uniform, quantized", "uniform_packed"),
@@ -16,38 +18,30 @@ SYSTEMS = (  # folder name, name in the table, where its bits are known from
 )
 
 
-def lm_row(exp: Path, tag: str, name: str, packed: str | None) -> dict[str, str]:
-    """Effective bits, size on disk and perplexity of one LM, as table cells."""
-    if name == "no_lm":
-        return {"bits": "-", "mb": "-", "ppl": "-"}
-    folder = exp / f"lm_{name}_{tag}"
-    weights = folder / ("packed.safetensors" if name == packed else "valid.loss.best.pth")
-    bits = 32.0
-    if packed is not None:
-        receipt = json.loads((exp / f"lm_{packed}_{tag}" / "receipt.json").read_text())
-        bits = receipt["totals"]["effective_bits"]
-    ppl = float((folder / "perplexity_test" / "ppl").read_text())
-    float_stored = packed is not None and name != packed
-    return {
-        "bits": f"{bits:.2f}" + ("*" if float_stored else ""),
-        "mb": f"{weights.stat().st_size / 1e6:.3f}",
-        "ppl": f"{ppl:.4f}",
-    }
-
-
-def wer_cells(decode: Path, name: str) -> tuple[str, str, str]:
-    """WER in percent, sub/del/ins counts and p-value against the fp LM."""
+def system_row(exp: Path, tag: str, name: str, title: str, packed: str | None) -> dict:
+    """The row of one system from its weight file, receipt, perplexity and comparison with fp."""
     other = "no_lm" if name == "fp" else name
-    comparison = json.loads((decode / f"fp_against_{other}.json").read_text())
-    counts = comparison["systems"][name]
-    p_value = "-" if name == "fp" else f"{comparison['mapsswe']['p_value']:.3f}"
-    errors = f"{counts['n_sub']}/{counts['n_del']}/{counts['n_ins']}"
-    return f"{counts['wer_percent']:.2f}", errors, p_value
+    files = {"wer": exp / f"decode_{tag}" / f"fp_against_{other}.json", "wer_name": name}
+    folder = exp / f"lm_{name}_{tag}"
+    if name != "no_lm":
+        files["ppl"] = folder / "perplexity_test" / "ppl"
+        file_name = "packed.safetensors" if name == packed else "valid.loss.best.pth"
+        files["weights"] = folder / file_name
+        if packed is None:
+            files["bits"] = 32
+        else:
+            files["receipt"] = exp / f"lm_{packed}_{tag}" / "receipt.json"
+    row = read_row(title, **files)
+    if row["ppl"] is not None:
+        row["ppl"] = f"{row['ppl']:.4f}"  # digits that show whether packing changed anything
+    if packed is not None and name != packed:
+        row["effective_bits"] = f"{row['effective_bits']:.2f}*"
+    return row
 
 
 def plan_lines(receipt: dict) -> list[str]:
     """One line per cluster of a packed LM."""
-    lines = ["| cluster | bits | weights | bytes | relative error |", "|---|---|---|---|---|"]
+    lines = ["| cluster | bits | weights | bytes | relative error |", "|---|---:|---:|---:|---:|"]
     for row in receipt["clusters"]:
         lines.append(
             f"| {row['cluster']} | {row['bits']} | {row['n_weights']} | {row['n_bytes']} "
@@ -62,37 +56,37 @@ def main() -> None:
         epilog="Example: utils/results.py --exp exp/full --token_tag char --output RESULTS.md",
     )
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder of the recipe")
-    parser.add_argument("--token_tag", required=True)
+    parser.add_argument("--token_tag", required=True, help="char or bpeN")
     parser.add_argument("--corpus", default="an4", help="name in the title")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    decode = args.exp / f"decode_{args.token_tag}"
-    scale = (decode / "lm_scale").read_text().strip()
+
+    rows = [system_row(args.exp, args.token_tag, *system) for system in SYSTEMS]
+    scale = (args.exp / f"decode_{args.token_tag}" / "lm_scale").read_text().strip()
+    receipt = read_json(args.exp / f"lm_mixed_packed_{args.token_tag}" / "receipt.json")
+    totals = receipt["totals"]
+    size = (
+        f"The packed mixed LM is {totals['compression']:.1f} times smaller than the weights of the "
+        f"fp LM ({totals['n_bytes']} against {totals['fp_n_bytes']} bytes)."
+    )
     lines = [
         f"# {args.corpus}: shallow fusion with an fp, a quantized and a packed LM",
         "",
-        f"Test set. LM scale {scale}, tuned on the dev set with the fp LM. Perplexity per token. "
-        "p: MAPSSWE, two-sided, against the fp LM.",
+        f"Test set; LM scale {scale}, tuned on the dev set with the fp LM; perplexity per token;",
+        "p-value: MAPSSWE, two-sided, against the fp LM. \\*: float weights on the grid,",
+        "these bits once packed.",
         "",
-        "| system | effective bits | MB on disk | perplexity | WER % | sub/del/ins | p vs fp |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, title, packed in SYSTEMS:
-        lm = lm_row(args.exp, args.token_tag, name, packed)
-        rate, errors, p_value = wer_cells(decode, name)
-        cells = [title, lm["bits"], lm["mb"], lm["ppl"], rate, errors, p_value]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "\\* float weights on the grid; these bits once packed.", ""]
-    mixed = args.exp / f"lm_mixed_packed_{args.token_tag}"
-    receipt = json.loads((mixed / "receipt.json").read_text())
-    totals = receipt["totals"]
-    lines += [
-        f"The packed mixed LM is {totals['compression']:.1f} times smaller than the fp LM's "
-        f"{totals['n_weights']} weights ({totals['n_bytes']} of {totals['fp_n_bytes']} bytes).",
+        markdown_table(rows),
+        "",
+        size,
+        "",
+        "## Bits of the mixed LM",
         "",
         *plan_lines(receipt),
     ]
     args.output.write_text("\n".join(lines) + "\n")
+    print(text_table(rows))
+    print(size)
 
 
 if __name__ == "__main__":

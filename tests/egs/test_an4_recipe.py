@@ -1,0 +1,183 @@
+"""The AN4 recipe, mini profile: every stage once, then only what has changed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs" / "an4" / "mpq1"
+LMS = ("fp", "uniform", "uniform_packed", "mixed", "mixed_packed")
+
+
+class Recipe:
+    """A copy of the recipe that writes nothing into the checkout."""
+
+    def __init__(self, folder: Path, data_root: Path):
+        self.folder = folder
+        shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("data", "exp", "downloads"))
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "MPQ_DATA_ROOT": str(data_root)}
+        self.exp = folder / "exp" / "mini"
+
+    def command(self, *options: str) -> list[str]:
+        mini = ["./run.sh", "--mini", "true", "--python", sys.executable]
+        return [*mini, *options]
+
+    def run(self, *options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*options),
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=540,
+        )
+
+    def ppl(self, lm: str) -> float:
+        return float((self.exp / f"lm_{lm}_char" / "perplexity_test" / "ppl").read_text())
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, data_root):
+    return Recipe(tmp_path_factory.mktemp("recipe") / "egs" / "an4" / "mpq1", data_root)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe):
+    if importlib.util.find_spec("espnet2") is None:
+        pytest.skip("ESPnet is not installed")
+    result = recipe.run()
+    assert result.returncode == 0, result.stdout[-4000:]
+    return result
+
+
+def test_all_systems_are_reported(recipe, finished):
+    report = (recipe.exp / "RESULTS.md").read_text()
+    table = [line for line in report.splitlines() if line.startswith("| ")]
+    systems = [line.split(" | ")[0].strip("| ") for line in table[1:7]]
+    assert systems == [
+        "no LM",
+        "fp LM",
+        "uniform, quantized",
+        "uniform, packed",
+        "mixed, quantized",
+        "mixed, packed",
+    ]
+    for lm in LMS[1:]:
+        comparison = json.loads(
+            (recipe.exp / "decode_char" / f"fp_against_{lm}.json").read_text()
+        )
+        assert comparison["n_utterances"] == 2
+        assert list(comparison["systems"]) == ["fp", lm]
+    assert "mixed, packed" in finished.stdout  # the table is also what the run ends with
+
+
+def test_packed_perplexity_is_that_of_the_quantized_lm(recipe, finished):
+    assert 1.0 < recipe.ppl("fp") < 22.5  # 22 tokens; a uniform guess has 22
+    for plan in ("uniform", "mixed"):
+        assert recipe.ppl(f"{plan}_packed") == pytest.approx(recipe.ppl(plan), rel=1e-3)
+        assert recipe.ppl(plan) != recipe.ppl("fp")
+
+
+def test_finished_stages_are_skipped_and_changed_ones_are_not(recipe, finished):
+    again = recipe.run()
+    assert again.returncode == 0, again.stdout[-4000:]
+    assert again.stdout.count("finished before, skipped") == 13
+    report = recipe.exp / "RESULTS.md"
+    changed = report.stat().st_mtime_ns
+    alone = recipe.run("--stage", "13", "--stop_stage", "13")
+    assert alone.returncode == 0, alone.stdout[-4000:]
+    assert "skipped" not in alone.stdout
+    assert report.stat().st_mtime_ns > changed
+    # characters stay characters: only the stages that depend on the text run again
+    (recipe.folder / "data" / "mini" / "token_list" / "char" / "tokens.txt").unlink()
+    (recipe.folder / "data" / "mini" / "token_list" / "char").rmdir()
+    lost = recipe.run("--stop_stage", "3")
+    assert lost.stdout.count("finished before, skipped") == 2
+    assert "stage 2: done" in lost.stdout
+
+
+def test_a_missing_input_names_the_stage_that_lacks_it(tmp_path, data_root):
+    result = Recipe(tmp_path / "mpq1", data_root).run("--stage", "6")
+    assert result.returncode != 0
+    assert "stage 6 needs exp/mini/lm_fp_char/valid.loss.best.pth" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--stages", "1"], "unknown option --stages"),
+        (["--stage"], "--stage needs a value"),
+        (["--mini", "yes"], "--mini takes true or false, found 'yes'"),
+        (["5"], "unexpected argument '5'"),
+    ],
+)
+def test_wrong_options(options, message):
+    result = subprocess.run(
+        ["./run.sh", *options], cwd=RECIPE, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_damaged_archive_is_refused(tmp_path):
+    archive = tmp_path / "data" / "mini_an4" / "downloads.tar.gz"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"not the archive")
+    result = Recipe(tmp_path / "mpq1", tmp_path / "data").run("--stop_stage", "1")
+    assert result.returncode != 0
+    assert "downloads.tar.gz: sha256" in result.stdout
+    assert "expected 42314268" in result.stdout
+
+
+def test_prepared_data(tmp_path, data_root):
+    copy = Recipe(tmp_path / "mpq1", data_root)
+    assert copy.run("--stop_stage", "2").returncode == 0
+    data = copy.folder / "data" / "mini"
+    assert (data / "test" / "text").read_text().splitlines() == [
+        "fcaw-cen8-fcaw-b ELEVEN TWENTY SEVEN FIFTY SEVEN",
+        "mmxg-cen8-mmxg-b OCTOBER TWENTY FOUR NINETEEN SEVENTY",
+    ]
+    assert len((data / "train" / "text").read_text().splitlines()) == 4
+    assert (data / "dev" / "utt2spk").read_text() == "fash-an251-fash-b fash\n"
+    tokens = (data / "token_list" / "char" / "tokens.txt").read_text().split()
+    assert tokens[:2] == ["<blank>", "<unk>"] and tokens[-1] == "<sos/eos>"
+    assert "<space>" in tokens and len(tokens) == 22
+
+
+def test_a_killed_run_leaves_no_job_behind(tmp_path):
+    jobs = tmp_path / "jobs"
+    jobs.write_text(f"{tmp_path}/log sleeping_job 600\n")
+    (tmp_path / "sleeping_job.py").write_text(
+        "import os, sys, time\n"
+        "def main():\n"
+        "    open(os.path.join(os.path.dirname(__file__), 'pid'), 'w').write(str(os.getpid()))\n"
+        "    time.sleep(float(sys.argv[1]))\n"
+    )
+    (tmp_path / "espnet_mpq.py").write_text("def register():\n    pass\n")
+    server = subprocess.Popen(
+        [sys.executable, str(RECIPE / "utils" / "host_jobs.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    server.stdin.write(f"1 1 {jobs}\n".encode())
+    server.stdin.flush()
+    pid_file = tmp_path / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid = int(pid_file.read_text())
+    server.stdin.close()  # what the death of run.sh does
+    server.wait(timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
