@@ -1,0 +1,116 @@
+"""Sensitivity tables: files, resuming only what was measured alike, shards and merging."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from espnet_mpq.errors import FormatError, InputError, MismatchError
+from espnet_mpq.sensitivity.table import (
+    IDENTITY,
+    Entry,
+    SensitivityTable,
+    merge,
+    open_table,
+    select_shard,
+    shard_path,
+)
+
+
+def record(**changes):
+    values = {key: f"{key}-1" for key in IDENTITY}
+    return {**values, "clusters": ["x", "y"], "bits": [1, 2], **changes}
+
+
+def test_round_trip_keeps_values_and_nan(tmp_path):
+    table = SensitivityTable(record(), "kl_printed")
+    table.add("y", 2, Entry(-1e-9, math.nan, 0.25))
+    table.add("x", 1, Entry(0.5, 0.125, 0.0))
+    table.write(tmp_path / "t.json")
+    value = json.loads((tmp_path / "t.json").read_text())
+    assert value["format"] == "espnet_mpq.sensitivity" and value["unit"] == "nats/token"
+    assert value["entries"]["y"]["2"] == {"harm": -1e-9, "stderr": None, "relative_mse": 0.25}
+    again = SensitivityTable.read(tmp_path / "t.json")
+    assert again.method == "kl_printed" and again.provenance == table.provenance
+    assert again.entries["x"] == {1: Entry(0.5, 0.125, 0.0)}
+    assert math.isnan(again.entries["y"][2].stderr)
+    assert again.harm() == {"y": {2: -1e-9}, "x": {1: 0.5}}
+    assert again.missing(["x", "y"], [1, 2]) == [("x", 2), ("y", 1)]
+
+
+def test_open_goes_on_with_the_same_measurement(tmp_path):
+    path = tmp_path / "t.json"
+    table = open_table(path, record(), "kl")
+    table.add("x", 1, Entry(1.0, 0.1, 0.2))
+    table.write(path)
+    again = open_table(path, record(bits=[1, 2, 4], options={"ngpu": 1}), "kl")
+    assert again.has("x", 1) and again.provenance["bits"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_open_refuses_another_measurement_and_says_both(tmp_path, key):
+    path = tmp_path / "t.json"
+    SensitivityTable(record(), "kl").write(path)
+    before = path.read_bytes()
+    with pytest.raises(MismatchError) as error:
+        open_table(path, record(**{key: "other"}), "kl")
+    assert key in str(error.value)
+    assert f"{key}-1" in str(error.value) and "other" in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_open_refuses_another_method(tmp_path):
+    SensitivityTable(record(), "kl").write(tmp_path / "t.json")
+    with pytest.raises(MismatchError, match="kl_printed"):
+        open_table(tmp_path / "t.json", record(), "kl_printed")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "espnet_mpq.plan"},
+        {"version": 2},
+        {"method": "nas"},
+        {"entries": {"x": {"one": {}}}},
+        {"entries": {"x": {"1": {"harm": 1.0}}}},
+        {"entries": {"x": {"1": {"harm": None, "stderr": 0, "relative_mse": 0}}}},
+        {"entries": 3},
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, change):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({**SensitivityTable(record()).to_dict(), **change}))
+    with pytest.raises(FormatError, match="t.json"):
+        SensitivityTable.read(path)
+
+
+def test_shards_cover_everything_once():
+    pairs = [(c, b) for c in "abcde" for b in (1, 2, 4)]
+    shards = [select_shard(pairs, job, 4) for job in (1, 2, 3, 4)]
+    assert sorted(sum(shards, [])) == sorted(pairs)
+    assert select_shard(pairs, None, None) == pairs
+    for job, n_jobs in ((0, 4), (5, 4), (1, None), (None, 3)):
+        with pytest.raises(InputError, match="n_jobs"):
+            select_shard(pairs, job, n_jobs)
+
+
+def test_merge_gathers_shards_and_names_what_is_missing(tmp_path):
+    path = tmp_path / "sens.v1.json"
+    assert shard_path(path, 2).name == "sens.v1.2.json"
+    pairs = [("x", 1), ("x", 2), ("y", 1), ("y", 2)]
+    for job in (1, 2):
+        table = SensitivityTable(record())
+        for name, bits in select_shard(pairs, job, 2):
+            table.add(name, bits, Entry(bits + (name == "y") / 2, 0.0, 0.0))
+        table.write(shard_path(path, job))
+    merged = merge(path, 2)
+    assert merged.harm() == {"x": {1: 1.0, 2: 2.0}, "y": {1: 1.5, 2: 2.5}}
+    with pytest.raises(InputError, match="sens.v1.3.json"):
+        merge(path, 3)
+    with pytest.raises(InputError, match="x at 2 bits"):
+        merge(path, 1)
+    SensitivityTable(record(seed="9")).write(shard_path(path, 2))
+    with pytest.raises(MismatchError, match="seed"):
+        merge(path, 2)
