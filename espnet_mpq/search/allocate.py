@@ -1,0 +1,171 @@
+"""Exact choice of bits per cluster: the least predicted harm that fits, and the Pareto front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from espnet_mpq.errors import InputError
+
+Table = Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of bits: stored bytes (fixed ones included), predicted harm, cluster -> bits."""
+
+    n_bytes: int
+    harm: float
+    choice: Dict[str, int]
+
+
+def allocate(harm: Table, n_bytes: Table, fixed_n_bytes: int, budget_n_bytes: int) -> Point:
+    """The choice with the least summed harm among all that fit into the budget.
+
+    Args:
+        harm: cluster -> bits -> predicted harm (any finite number, negative ones too).
+        n_bytes: cluster -> bits -> stored bytes, for the same clusters and bits.
+        fixed_n_bytes: bytes that no choice changes (header, float rest).
+        budget_n_bytes: upper limit of the sum.
+
+    Returns:
+        The optimum; among equal harms the smallest file.
+
+    Raises:
+        InputError: malformed tables, or not even the smallest choice fits.
+
+    Source: own; a multiple-choice knapsack, solved by dynamic programming over the
+    non-dominated (bytes, harm) pairs, so exact without any tolerance.
+    """
+    front = pareto_front(harm, n_bytes, fixed_n_bytes, budget_n_bytes)
+    if not front:
+        smallest = fixed_n_bytes + sum(min(row.values()) for row in n_bytes.values())
+        raise InputError(
+            "no choice of bits fits the budget",
+            found=f"a budget of {budget_n_bytes} bytes",
+            expected=f"at least {smallest} bytes (every cluster at its smallest)",
+            todo="raise the budget",
+        )
+    return front[-1]
+
+
+def pareto_front(
+    harm: Table, n_bytes: Table, fixed_n_bytes: int = 0, budget_n_bytes: Optional[int] = None
+) -> List[Point]:
+    """All choices that no other one beats in bytes and harm, by rising bytes and falling harm.
+
+    Of choices with equal bytes and harm one is listed. ``budget_n_bytes`` cuts the front there.
+    Raises InputError for malformed tables; arguments as in `allocate`.
+    """
+    names, all_bits = _check(harm, n_bytes)
+    smallest_rest = [0]
+    for name in reversed(names):
+        smallest_rest.append(smallest_rest[-1] + min(n_bytes[name].values()))
+    smallest_rest.reverse()
+    sizes, harms = np.zeros(1, np.int64), np.zeros(1)
+    steps: List[Tuple[np.ndarray, np.ndarray]] = []  # per cluster: previous state, option taken
+    for k, (name, bits) in enumerate(zip(names, all_bits)):
+        option_sizes = np.array([n_bytes[name][b] for b in bits], np.int64)
+        option_harms = np.array([harm[name][b] for b in bits])
+        new_sizes = (sizes[:, None] + option_sizes).ravel()
+        new_harms = (harms[:, None] + option_harms).ravel()
+        order = np.lexsort((new_harms, new_sizes))
+        if budget_n_bytes is not None:
+            limit = budget_n_bytes - fixed_n_bytes - smallest_rest[k + 1]
+            order = order[new_sizes[order] <= limit]
+        order = order[_falls(new_harms[order])]
+        steps.append((order // len(bits), order % len(bits)))
+        sizes, harms = new_sizes[order], new_harms[order]
+    states = np.arange(len(sizes))
+    options = np.empty((len(names), len(sizes)), np.int64)
+    for k in reversed(range(len(names))):
+        previous, option = steps[k]
+        options[k] = option[states]
+        states = previous[states]
+    return [
+        Point(
+            int(size) + fixed_n_bytes,
+            float(total),
+            {name: all_bits[k][options[k, i]] for k, name in enumerate(names)},
+        )
+        for i, (size, total) in enumerate(zip(sizes, harms))
+    ]
+
+
+def repair(
+    start: Mapping[str, int],
+    start_joint: float,
+    harm: Table,
+    n_bytes: Table,
+    budget_n_bytes: int,
+    measure,
+    n_measurements: int = 12,
+) -> Tuple[Dict[str, int], float]:
+    """Swap bits between clusters where the measured joint harm falls: for harms that do not add up.
+
+    Tries moves (one cluster to other bits, or two at once) that stay within the budget, in the
+    order of predicted harm, measures each, and keeps those that help.
+
+    Args:
+        measure: choice -> measured joint harm; called at most ``n_measurements`` times.
+        budget_n_bytes: of the clusters alone, fixed bytes taken off.
+
+    Returns:
+        (choice, its measured joint harm); ``start`` itself when nothing helps.
+    """
+    choice, joint = dict(start), start_joint
+    tried = {tuple(sorted(choice.items()))}
+    while n_measurements > 0:
+        moves = [
+            m
+            for m in _moves(choice, harm, n_bytes, budget_n_bytes)
+            if tuple(sorted(m.items())) not in tried
+        ]
+        if not moves:
+            break
+        move = min(moves, key=lambda m: sum(harm[name][bits] for name, bits in m.items()))
+        tried.add(tuple(sorted(move.items())))
+        measured = measure(move)
+        n_measurements -= 1
+        if measured < joint:
+            choice, joint = move, measured
+    return choice, joint
+
+
+def _moves(choice, harm, n_bytes, budget_n_bytes) -> List[Dict[str, int]]:
+    names = list(choice)
+    singles = [{a: bits} for a in names for bits in harm[a] if bits != choice[a]]
+    pairs = [(x, y) for i, x in enumerate(singles) for y in singles[:i] if x.keys() != y.keys()]
+    moved = [{**choice, **change} for change in singles + [{**x, **y} for x, y in pairs]]
+    return [m for m in moved if sum(n_bytes[n][b] for n, b in m.items()) <= budget_n_bytes]
+
+
+def _falls(values: np.ndarray) -> np.ndarray:
+    """Mask of the values below every one before them."""
+    mask = np.ones(len(values), bool)
+    if len(values):
+        mask[1:] = values[1:] < np.minimum.accumulate(values)[:-1]
+    return mask
+
+
+def _check(harm: Table, n_bytes: Table) -> Tuple[List[str], List[List[int]]]:
+    names = list(harm)
+    if not names or set(names) != set(n_bytes):
+        raise InputError(
+            "harm and bytes must name the same clusters",
+            found=f"{sorted(harm)} and {sorted(n_bytes)}",
+        )
+    all_bits = [sorted(harm[name]) for name in names]
+    for name, bits in zip(names, all_bits):
+        if not bits or set(bits) != set(n_bytes[name]):
+            raise InputError(
+                f"cluster {name}: harm and bytes must have the same bits",
+                found=f"{bits} and {sorted(n_bytes[name])}",
+            )
+        for b in bits:
+            value = harm[name][b]
+            if not np.isfinite(value):
+                raise InputError(f"cluster {name}, {b} bits: harm is not finite", found=value)
+    return names, all_bits
