@@ -13,7 +13,9 @@ from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.training.admm import STATE_KEY, AdmmController
 from espnet_mpq.training.options import AdmmOptions
 
-STATIC = dict(gamma_schedule="constant", finish_epochs=0)
+STATIC = dict(
+    gamma=1e-3, gamma_schedule="constant", dual_period_updates=0, projection="mse", finish_epochs=0
+)
 
 
 def start(lm, plan=None, optimizer=None, n_epochs=10, **options):
@@ -113,7 +115,7 @@ def test_steps_2_and_3_project_weights_plus_dual_then_add_the_difference(small_r
             torch.testing.assert_close(mine, right, rtol=2e-3, atol=1e-5)
 
 
-def test_dual_update_once_per_epoch_by_default(small_rnn):
+def test_dual_update_once_per_epoch_with_period_0(small_rnn):
     lm = small_rnn()
     controller, optimizer = start(lm)
     for _ in range(3):

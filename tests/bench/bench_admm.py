@@ -1,0 +1,261 @@
+"""Ways to a low-bit LSTM LM on AMI text: post-training, ADMM variants, straight-through."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import math
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from espnet_mpq.clusters import find_clusters, get_mats, set_mats
+from espnet_mpq.plan import uniform_plan
+from espnet_mpq.training.admm import AdmmController
+from espnet_mpq.training.distillation import kl_distillation
+from espnet_mpq.training.options import AdmmOptions
+from espnet_mpq.training.table import project, project_lm
+
+IGNORE, UNK = 0, 1
+
+
+class Lm(torch.nn.Module):
+    """A recurrent LM with the host's parameter names; tokens (B, T) -> logits (B, T, V)."""
+
+    def __init__(self, n_tokens: int, unit: int, dropout_rate: float):
+        super().__init__()
+        self.encoder = torch.nn.Embedding(n_tokens, unit, padding_idx=IGNORE)
+        self.rnn = torch.nn.LSTM(unit, unit, 1, batch_first=True)
+        self.decoder = torch.nn.Linear(unit, n_tokens)
+        self.drop = torch.nn.Dropout(dropout_rate)
+
+    def forward(self, tokens):
+        output, _ = self.rnn(self.drop(self.encoder(tokens)))
+        return self.decoder(self.drop(output))
+
+
+def read_words(path: Path, n_words: int):
+    sentences, count = [], 0
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            words = line.split()
+            if 4 <= len(words) <= 30:
+                sentences.append(words)
+                count += len(words)
+            if count >= n_words:
+                break
+    return sentences
+
+
+def batches(sentences, token_id, batch_size: int):
+    """Padded (inputs, targets) with sos = eos = last id, sentences of like length together."""
+    eos = max(token_id.values()) + 1
+    rows = sorted(([token_id.get(w, UNK) for w in s] for s in sentences), key=len)
+    done = []
+    for first in range(0, len(rows), batch_size):
+        part = rows[first : first + batch_size]
+        longest = max(map(len, part)) + 1
+        inputs = torch.zeros(len(part), longest, dtype=torch.long)
+        targets = torch.zeros_like(inputs)
+        for i, row in enumerate(part):
+            inputs[i, : len(row) + 1] = torch.tensor([eos] + row)
+            targets[i, : len(row) + 1] = torch.tensor(row + [eos])
+        done.append((inputs, targets))
+    return done
+
+
+def loss_nats(lm, batch, teacher=None, weight=0.0):
+    inputs, targets = batch
+    logits = lm(inputs)
+    mask = targets != IGNORE
+    loss = torch.nn.functional.cross_entropy(logits[mask], targets[mask])
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        goal = teacher(inputs)
+    return (1 - weight) * loss + weight * kl_distillation(logits, goal, mask)
+
+
+@torch.no_grad()
+def perplexity(lm, data) -> float:
+    lm.eval()
+    total = count = 0.0
+    for batch in data:
+        n_tokens = int((batch[1] != IGNORE).sum())
+        total += float(loss_nats(lm, batch)) * n_tokens
+        count += n_tokens
+    return math.exp(total / count)
+
+
+def epoch_order(n: int, epoch: int):
+    return random.Random(epoch).sample(range(n), n)
+
+
+def train_float(lm, train, valid, n_epochs, lr):
+    optimizer = torch.optim.Adam(lm.parameters(), lr=lr)
+    best, kept = math.inf, None
+    for epoch in range(n_epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 ** max(0, epoch - n_epochs // 2)
+        lm.train()
+        for k in epoch_order(len(train), epoch):
+            optimizer.zero_grad()
+            loss_nats(lm, train[k]).backward()
+            torch.nn.utils.clip_grad_norm_(lm.parameters(), 5.0)
+            optimizer.step()
+        ppl = perplexity(lm, valid)
+        if ppl < best:
+            best, kept = ppl, copy.deepcopy(lm.state_dict())
+    lm.load_state_dict(kept)
+    return best
+
+
+def train_admm(fp, train, valid, plan, options, distill, n_epochs, lr):
+    """Perplexity of the projected LM after every epoch."""
+    lm = copy.deepcopy(fp)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=lr)
+    controller = AdmmController(lm, plan, optimizer, options)
+    found = []
+    for epoch in range(n_epochs):
+        torch.manual_seed(epoch)
+        controller.start_epoch(n_epochs - epoch)
+        lm.train()
+        for k in epoch_order(len(train), epoch):
+
+            def gradient(batch=train[k]):
+                loss_nats(lm, batch, fp if distill else None, distill).backward()
+                torch.nn.utils.clip_grad_norm_(lm.parameters(), 5.0)
+
+            state = torch.get_rng_state()
+
+            def again(state=state, gradient=gradient):
+                torch.set_rng_state(state)
+                gradient()
+
+            controller.gradient_at = again
+            optimizer.zero_grad()
+            gradient()
+            optimizer.step()
+        controller.end_epoch()
+        found.append(perplexity(lm, valid))
+    return found, controller
+
+
+def train_straight_through(fp, train, valid, plan, distill, n_epochs, lr):
+    """Forward with projected weights, gradient applied to the float ones (the papers' mod-BP)."""
+    lm = copy.deepcopy(fp)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=lr)
+    clusters = {cluster.name: cluster for cluster in find_clusters(lm)}
+    mats = {name: get_mats(lm, cluster) for name, cluster in clusters.items()}
+    weights = list(lm.parameters())
+    table, found = project(mats, plan), []
+    for epoch in range(n_epochs):
+        torch.manual_seed(epoch)
+        lm.train()
+        for k in epoch_order(len(train), epoch):
+            kept = [p.detach().clone() for p in weights]
+            table = project(mats, plan, "als", table, 1)
+            for name, cluster in clusters.items():
+                set_mats(lm, cluster, table.values(name))
+            optimizer.zero_grad()
+            loss_nats(lm, train[k], fp if distill else None, distill).backward()
+            torch.nn.utils.clip_grad_norm_(weights, 5.0)
+            with torch.no_grad():
+                for p, value in zip(weights, kept):
+                    p.copy_(value)
+            optimizer.step()
+        work = copy.deepcopy(lm)
+        project_lm(work, plan)
+        found.append(perplexity(work, valid))
+    return found
+
+
+def variants():
+    """name -> (AdmmOptions, distillation weight)"""
+    published = dict(gamma=1e-3, gamma_schedule="constant", dual_period_updates=0, projection="mse")
+    return {
+        "ADMM as published": (AdmmOptions(**published, finish_epochs=0), 0.0),
+        "  + table saved": (AdmmOptions(**published, finish_epochs=0, saved="table"), 0.0),
+        "  + extragradient": (AdmmOptions(**published, finish_epochs=0, extragradient=True), 0.0),
+        "  + finishing": (AdmmOptions(**published), 0.0),
+        "ADMM growing, once per epoch": (
+            AdmmOptions(dual_period_updates=0, projection="mse", finish_epochs=0),
+            0.0,
+        ),
+        "ADMM growing, every 20": (AdmmOptions(dual_period_updates=20, finish_epochs=0), 0.0),
+        "ADMM growing, every 50": (AdmmOptions(finish_epochs=0), 0.0),
+        "  + table saved ": (AdmmOptions(finish_epochs=0, saved="table"), 0.0),
+        "  + finishing = default": (AdmmOptions(), 0.0),
+        "  + distillation 0.5": (AdmmOptions(), 0.5),
+    }
+
+
+def invented_text(n_sentences: int, seed: int):
+    """Sentences of a small random Markov chain, for the smoke mode."""
+    words = [f"w{i}" for i in range(40)]
+    follow = {w: random.Random(i).sample(words, 3) for i, w in enumerate(words)}
+    chance, sentences = random.Random(seed), []
+    for _ in range(n_sentences):
+        sentence = [chance.choice(words)]
+        while len(sentence) < 12:
+            sentence.append(chance.choice(follow[sentence[-1]]))
+        sentences.append(sentence)
+    return sentences
+
+
+def main(arguments=None) -> dict:
+    """Print one line per system; returns name -> perplexities per epoch."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="seconds, invented text, two systems")
+    parser.add_argument("--only", nargs="*", help="parts of the names of the systems to run")
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--n_epochs", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if args.smoke:
+        texts = invented_text(400, 1), invented_text(100, 2)
+        n_tokens, unit, n_float_epochs = 43, 24, 8
+        args.only = args.only or ["default"]
+    else:
+        folder = Path(os.environ["MPQ_DATA_ROOT"]) / "ami_lm"
+        texts = (
+            read_words(folder / "train.txt.gz", 150_000),
+            read_words(folder / "valid.txt.gz", 20_000),
+        )
+        n_tokens, unit, n_float_epochs = 1000, 160, 8
+    counts = Counter(word for sentence in texts[0] for word in sentence)
+    token_id = {w: i + 2 for i, (w, _) in enumerate(counts.most_common(n_tokens - 3))}
+    train, valid = (batches(text, token_id, size) for text, size in zip(texts, (32, 64)))
+
+    torch.manual_seed(0)
+    fp = Lm(n_tokens, unit, 0.2)
+    results = {"fp": [train_float(fp, train, valid, n_float_epochs, 3e-3)]}
+    plan = uniform_plan(find_clusters(fp), args.bits)
+    quantized = copy.deepcopy(fp)
+    project_lm(quantized, plan)
+    results["post-training"] = [perplexity(quantized, valid)]
+    for name in ("fp", "post-training"):
+        print(f"{name:32s} {results[name][0]:.2f}", flush=True)
+    systems = {**variants(), "straight-through": None}
+    for name, setting in systems.items():
+        if args.only and not any(part in name for part in args.only):
+            continue
+        start_s = time.process_time()
+        if setting is None:
+            found = train_straight_through(fp, train, valid, plan, 0.0, args.n_epochs, args.lr)
+        else:
+            found, _ = train_admm(fp, train, valid, plan, *setting, args.n_epochs, args.lr)
+        results[name.strip()] = found
+        spent_s = time.process_time() - start_s
+        print(f"{name:32s}", *(f"{ppl:.2f}" for ppl in found), f"({spent_s:.0f} s)", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    main()
