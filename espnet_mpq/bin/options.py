@@ -1,0 +1,143 @@
+"""What all subcommands share: --config FILE.yaml under the command line, provenance, progress."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, TypeVar
+
+from espnet_mpq import __version__
+from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.io import sha256_file
+
+T = TypeVar("T")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of a subcommand; a YAML file given with --config comes first.
+
+    The keys of the file are the names of the options; an option on the command line wins. The
+    namespace gets ``command_line``, the command as typed.
+
+    Raises:
+        InputError: the file cannot be read, or unknown keys or options (with near matches).
+        SystemExit: argparse's own, for bad values and --help.
+    """
+    parser.allow_abbrev = False
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="options from a file: same names, command line wins"
+    )
+    argv = list(argv)
+    from_file = read_config_options(parser, _config_of(argv))
+    args, unknown = parser.parse_known_args(from_file + argv)
+    for word in unknown:
+        if word.startswith("--"):
+            known = [s for action in parser._actions for s in action.option_strings if len(s) > 2]
+            name = word.split("=")[0]
+            raise InputError(f"unknown option {name}", todo=near_matches(name, known))
+    if unknown:
+        parser.error("unexpected argument " + " ".join(unknown))
+    args.command_line = shlex.join([*parser.prog.split(), *argv])
+    return args
+
+
+def _config_of(argv: Sequence[str]) -> Optional[str]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    # A missing value is reported by the real parser, in its words.
+    if argv and argv[-1] == "--config":
+        return None
+    return finder.parse_known_args(list(argv))[0].config
+
+
+def read_config_options(parser: argparse.ArgumentParser, path: Optional[str]) -> List[str]:
+    """The options of a YAML file as command line words; raises InputError."""
+    if path is None:
+        return []
+    values = read_yaml(path)
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    positionals = {action.dest for action in parser._actions if not action.option_strings}
+    words: List[str] = []
+    for key, value in values.items():
+        if key in positionals:
+            raise InputError(f"{path}: {key} is given on the command line, not in the file")
+        if key not in actions or key in ("config", "help"):
+            known = [k for k in actions if k not in ("config", "help")]
+            raise InputError(f"{path}: unknown key {key!r}", todo=near_matches(key, known))
+        words += _as_words(actions[key], value, f"{path}: {key}")
+    return words
+
+
+def _as_words(action: argparse.Action, value, where: str) -> List[str]:
+    option = max(action.option_strings, key=len)
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        raise InputError(where, found="nested keys", expected="a value")
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InputError(where, found=repr(value), expected="true or false")
+        return [option] if value else []
+    if isinstance(value, list):
+        if action.nargs is None:
+            raise InputError(where, found="a list", expected="one value")
+        return [option, *(str(v) for v in value)]
+    # "--option=value" keeps values that begin with a dash whole.
+    return [f"{option}={value}"]
+
+
+def read_yaml(path) -> dict:
+    """A YAML file that holds keys and values; raises InputError."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}", found=error.strerror) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(
+            f"{path} does not hold options", found=type(value).__name__, expected="key: value"
+        )
+    return value
+
+
+def provenance(args: argparse.Namespace, inputs: Dict[str, Optional[str]]) -> dict:
+    """Tool version, command line, resolved options, and path and SHA-256 of every input file."""
+    hidden = ("command_line", "config")
+    return {
+        "tool_version": __version__,
+        "command_line": getattr(args, "command_line", None),
+        "options": {k: v for k, v in vars(args).items() if k not in hidden and not callable(v)},
+        "inputs": {
+            role: {"path": str(path), "sha256": sha256_file(path)}
+            for role, path in inputs.items()
+            if path is not None
+        },
+    }
+
+
+def progress(items: Iterable[T], n_items: int, name: str) -> Iterator[T]:
+    """Pass items on, with a bar (tqdm, on a terminal) or lines with time to go on stderr."""
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            yield from tqdm(items, total=n_items, desc=name, file=sys.stderr)
+            return
+    start = last = time.monotonic()
+    for n_done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 10 or n_done == n_items:
+            last = now
+            to_go = (now - start) / n_done * (n_items - n_done)
+            print(f"{name}: {n_done}/{n_items}, {to_go:.0f} s to go", file=sys.stderr, flush=True)

@@ -1,0 +1,96 @@
+"""--config files under the command line, near matches, provenance, progress."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from espnet_mpq.bin.options import parse, progress, provenance
+from espnet_mpq.errors import InputError
+from espnet_mpq.io import sha256_file
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(prog="mpq test")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--bits", type=int, nargs="+", choices=(1, 2, 4), default=[1])
+    parser.add_argument("--budget", type=float)
+    parser.add_argument("--no_train", action="store_true")
+    return parser
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        path = tmp_path / "options.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_file_gives_options_and_the_command_line_wins(config):
+    path = config("text: a b.txt\nbits: [2, 4]\nbudget: -1.5\nno_train: true\n")
+    args = parse(make_parser(), ["--config", path])
+    assert (args.text, args.bits, args.budget, args.no_train) == ("a b.txt", [2, 4], -1.5, True)
+    args = parse(make_parser(), ["exp", "--text", "c", "--bits", "1", f"--config={path}"])
+    assert (args.folder, args.text, args.bits, args.budget) == ("exp", "c", [1], -1.5)
+    assert args.command_line == f"mpq test exp --text c --bits 1 --config={path}"
+
+
+def test_empty_file_null_and_false_change_nothing(config):
+    args = parse(make_parser(), ["--text", "t", "--config", config("")])
+    assert args.bits == [1]
+    args = parse(make_parser(), ["--text", "t", "--config", config("budget:\nno_train: false\n")])
+    assert args.budget is None and args.no_train is False
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("bist: [1]", "unknown key 'bist'.*did you mean 'bits'"),
+        ("config: x", "unknown key 'config'"),
+        ("folder: x", "folder is given on the command line"),
+        ("text: [a, b]", "expected one value"),
+        ("text: {a: b}", "nested"),
+        ("no_train: maybe", "true or false"),
+        ("- a\n- b", "key: value"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_bad_files_are_refused(config, text, message):
+    with pytest.raises(InputError, match=message):
+        parse(make_parser(), ["--text", "t", "--config", config(text)])
+
+
+def test_missing_file_and_unknown_option(tmp_path):
+    with pytest.raises(InputError, match="cannot read .*none.yaml"):
+        parse(make_parser(), ["--text", "t", "--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(InputError, match="--bugdet.*did you mean '--budget'"):
+        parse(make_parser(), ["--text", "t", "--bugdet=2"])
+
+
+def test_bad_values_are_usage_errors_wherever_they_stand(config, capsys):
+    for argv in (["--bits", "3"], ["--config", config("bits: [3]")], ["--tex", "t"], ["--config"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(make_parser(), ["--text", "t", *argv] if argv[0] != "--tex" else argv)
+        assert stop.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_provenance_has_options_and_hashes(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("x")
+    args = parse(make_parser(), ["--text", str(path)])
+    record = provenance(args, {"text": path, "none": None})
+    assert record["inputs"] == {"text": {"path": str(path), "sha256": sha256_file(path)}}
+    assert record["options"]["bits"] == [1] and record["options"]["budget"] is None
+    assert "config" not in record["options"]
+    assert record["command_line"] == f"mpq test --text {path}"
+
+
+def test_progress_passes_everything_and_ends_with_a_line(capsys):
+    assert list(progress(iter("abc"), 3, "work")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines()[-1] == "work: 3/3, 0 s to go"
