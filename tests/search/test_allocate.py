@@ -78,7 +78,8 @@ def test_large_table_agrees_with_an_integer_program(seed):
 
     rng = np.random.default_rng(seed)
     names = [f"c{k}" for k in range(26)]
-    n_bytes = {n: {b: int(w) * b // 8 for b in BITS} for n, w in zip(names, rng.integers(99, 9999, 26))}
+    n_weights = dict(zip(names, rng.integers(99, 9999, 26)))
+    n_bytes = {n: {b: int(n_weights[n]) * b // 8 for b in BITS} for n in names}
     harm = {n: {b: float(rng.exponential() * 4.0**-b) for b in BITS} for n in names}
     budget = sum(row[2] for row in n_bytes.values())
     best = allocate(harm, n_bytes, 0, budget)

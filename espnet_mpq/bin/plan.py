@@ -1,0 +1,223 @@
+"""mpq plan: the exact optimum of bits under a budget, its measured joint KL, files for training."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Dict, Optional
+
+from espnet_mpq.bin.options import provenance, read_yaml
+from espnet_mpq.bin.sensitivity import add_grid_arguments, make_meter, open_text
+from espnet_mpq.errors import InputError
+
+LOG = logging.getLogger("espnet_mpq")
+EXAMPLE = """example:
+  mpq plan --lm_exp exp/lm --sensitivity sensitivity.json --budget 2.0 --output_dir plan
+  mpq plan --lm_exp exp/lm --uniform 4 --output_dir plan_4bit       (the same bits everywhere)
+writes plan.json, pareto.json, pareto.png, sensitivity.png and train_lm_mpq.yaml (for lm_train).
+"""
+# Harms that add up this badly are worth swaps that are measured.
+NOT_ADDITIVE = 1.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `mpq plan`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    add = parser.add_argument
+    add("--lm_exp", required=True, help="experiment of the fp LM: config.yaml and a checkpoint")
+    add("--lm_file", help="checkpoint inside lm_exp (default: valid.loss.best.pth)")
+    add("--sensitivity", metavar="FILE.json", help="table of mpq sensitivity")
+    add("--budget", type=float, help="effective bits: all bytes of the file x 8 / weights")
+    add("--budget_bytes", type=int, help="the budget in bytes instead")
+    add("--uniform", type=int, metavar="BITS", help="the same bits for all; no budget needed")
+    add("--output_dir", required=True)
+    add("--text", help="measure the joint KL on this text (default: the table's own, if there)")
+    add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
+    add("--max_tokens", type=int, help="of the joint KL (default: as the table, else 10000)")
+    add("--seed", type=int, help="of the sample of sentences (default: as the table, else 0)")
+    add_grid_arguments(parser, default=False)
+    add("--train_config", metavar="FILE.yaml", help="host options merged into train_lm_mpq.yaml")
+    add(
+        "--repair",
+        type=int,
+        default=12,
+        metavar="N",
+        help=f"measure up to N swaps if the joint KL is over {NOT_ADDITIVE} x the sum (0: never)",
+    )
+    add("--ngpu", type=int, choices=(0, 1), default=0, help="1: measure on the GPU")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Make the plan, print it, write all files; returns 0."""
+    _check_options(args)
+    user_options = read_yaml(args.train_config) if args.train_config else {}
+    table = None
+    if args.sensitivity:
+        from espnet_mpq.sensitivity.table import SensitivityTable
+
+        table = SensitivityTable.read(args.sensitivity)
+    from espnet_mpq.bin.planning import Planner
+    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.train_config import to_yaml, train_settings
+    from espnet_mpq.io import atomic_write, write_json
+    from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
+
+    exp = load_fp_lm(args.lm_exp, args.lm_file)
+    planner = Planner(exp, table, args.sensitivity, args.grid, args.tying, args.group_size)
+    point = None
+    if args.uniform is not None:
+        choice = planner.uniform(args.uniform)
+    else:
+        budget_n_bytes = _budget_n_bytes(args, planner)
+        point = planner.allocate(budget_n_bytes)
+        choice = point.choice
+    settings = train_settings(exp, planner.plan(choice), user_options)  # before minutes of work
+    joint = None
+    meter = _make_meter(args, exp, planner, table)
+    if meter is not None:
+        joint = planner.joint(meter, choice)
+        predicted = planner.predicted(choice)
+        if args.repair and point and predicted and joint[0] > NOT_ADDITIVE * predicted:
+            LOG.info(
+                "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
+                *(joint[0], NOT_ADDITIVE, predicted),
+            )
+            choice, joint = planner.repair(meter, choice, joint, budget_n_bytes, args.repair)
+            settings = train_settings(exp, planner.plan(choice), user_options)
+
+    record = provenance(
+        args,
+        {
+            "config": exp.config,
+            "checkpoint": exp.checkpoint,
+            "sensitivity": args.sensitivity,
+            "train_config": args.train_config,
+        },
+    )
+    summary = planner.summary(choice, joint)
+    record["summary"] = {k: v for k, v in summary.items() if k != "rows"}
+    plan = planner.plan(choice, record)
+    folder = Path(args.output_dir)
+    plan.write(folder / "plan.json")
+    atomic_write(folder / "train_lm_mpq.yaml", to_yaml(settings, _head(args, summary)))
+    written = ["plan.json", "train_lm_mpq.yaml"]
+    if table is not None:
+        write_json(folder / "pareto.json", planner.pareto(summary, record))
+        written.append("pareto.json")
+        if pareto_figure(folder / "pareto.json", folder / "pareto.png"):
+            sensitivity_figure(args.sensitivity, folder / "sensitivity.png")
+            written += ["pareto.png", "sensitivity.png"]
+    print(format_summary(summary))
+    print(f"\n{folder}: {', '.join(written)}")
+    print(_next_step(folder, exp))
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    from espnet_mpq.plan import BITS
+
+    budgets = [args.budget is not None, args.budget_bytes is not None, args.uniform is not None]
+    if sum(budgets) != 1:
+        raise InputError(
+            "mpq plan needs one of --budget, --budget_bytes and --uniform",
+            found=f"{sum(budgets)} of them",
+        )
+    if args.uniform is not None and args.uniform not in BITS:
+        raise InputError(
+            "--uniform", found=args.uniform, expected="one of " + ", ".join(map(str, BITS))
+        )
+    if args.uniform is None and not args.sensitivity:
+        raise InputError(
+            "a budget needs --sensitivity FILE.json", todo="make it with `mpq sensitivity`"
+        )
+    budget = args.budget if args.budget is not None else args.budget_bytes
+    if budget is not None and not 0 < budget < float("inf"):
+        raise InputError("the budget", found=budget, expected="above 0")
+    if args.max_tokens is not None and args.max_tokens < 0:
+        raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+
+
+def _budget_n_bytes(args, planner) -> int:
+    if args.budget_bytes is not None:
+        return args.budget_bytes
+    # Floor: the plan may not exceed the budget by one bit.
+    return int(args.budget * planner.n_weights / 8)
+
+
+def _make_meter(args, exp, planner, table):
+    """A KlMeter on --text or on the text of the table; None, with a message, without any."""
+    from espnet_mpq.io import sha256_file
+
+    record = table.provenance if table is not None else {}
+    path, text_format = args.text, args.text_format
+    if path is None and record:
+        source = record.get("inputs", {}).get("text", {})
+        path, text_format = source.get("path"), record.get("text_format", "auto")
+        if path is None or not Path(path).is_file() or sha256_file(path) != source.get("sha256"):
+            LOG.warning("%s is not there as it was: give --text to measure the joint KL", path)
+            return None
+    if path is None:
+        return None
+    max_tokens = record.get("max_tokens", 10000) if args.max_tokens is None else args.max_tokens
+    seed = record.get("seed", 0) if args.seed is None else args.seed
+    text = open_text(exp, path, text_format, max_tokens, seed)
+    printed_form = table is not None and table.method == "kl_printed"
+    return make_meter(exp, planner.clusters, text, printed_form, args.ngpu)
+
+
+def format_summary(summary: Dict) -> str:
+    """The plan as a table, with its totals and predicted and measured harm."""
+    rows = summary["rows"]
+    width = max(len("cluster"), *(len(row["cluster"]) for row in rows))
+    lines = [f"{'cluster':<{width}} {'bits':>4} {'weights':>11} {'bytes':>11}  KL, nats/token"]
+    for row in rows:
+        harm = "" if row["harm"] is None else _with_error(row["harm"], row["stderr"])
+        lines.append(
+            f"{row['cluster']:<{width}} {row['bits']:>4} {row['n_weights']:>11,}"
+            f" {row['n_bytes']:>11,}  {harm}".rstrip()
+        )
+    kept = summary["float_n_bytes"]
+    lines += [
+        f"float (biases, norms) {kept:,} bytes, header {summary['header_n_bytes']:,} bytes",
+        f"whole file: {summary['n_bytes']:,} bytes, {summary['effective_bits']:.4f} effective bits,"
+        f" {summary['ratio']:.2f}x smaller than fp ({summary['fp_n_bytes']:,} bytes)",
+    ]
+    if summary["predicted"] is not None:
+        lines.append(
+            "predicted KL (sum of clusters): "
+            + _with_error(summary["predicted"], summary["predicted_stderr"])
+        )
+    if summary["joint_kl"] is None:
+        lines.append("joint KL: not measured (give --text)")
+    else:
+        joint = _with_error(summary["joint_kl"], summary["joint_kl_stderr"])
+        line = f"joint KL (measured): {joint}"
+        if summary["predicted"]:
+            line += f", {summary['joint_kl'] / summary['predicted']:.2f} x the sum"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _with_error(value: float, stderr: Optional[float]) -> str:
+    return f"{value:.3e}" + (f" +- {stderr:.1e}" if stderr is not None else "")
+
+
+def _head(args, summary) -> str:
+    return (
+        f"ADMM training at {summary['effective_bits']:.4f} effective bits, written by\n"
+        f"  {getattr(args, 'command_line', 'mpq plan')}\n"
+        "Train with: python -m espnet_mpq -m espnet2.bin.lm_train --config THIS_FILE\n"
+        "  --init_param FP_CHECKPOINT --token_list ... and the data options of the fp LM."
+    )
+
+
+def _next_step(folder: Path, exp) -> str:
+    return (
+        f"next: python -m espnet_mpq -m espnet2.bin.lm_train --config {folder}/train_lm_mpq.yaml"
+        f" --init_param {exp.checkpoint} ... , or without training:"
+        f" mpq pack --lm_exp {exp.config.parent} --plan {folder}/plan.json --output_dir ..."
+    )
+
+

@@ -1,0 +1,199 @@
+"""mpq sensitivity: the KL of every cluster at every bit-width, kept after each measurement."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+
+from espnet_mpq.bin.options import progress, provenance
+from espnet_mpq.errors import InputError
+
+LOG = logging.getLogger("espnet_mpq")
+EXAMPLE = """example:
+  mpq sensitivity --lm_exp exp/lm_train_lstm --text data/lm_train.txt --output sensitivity.json
+as jobs of a recipe (JOB from 1 to 8, then once with --merge):
+  mpq sensitivity --lm_exp exp/lm --text dump/raw/lm_train.txt --output s.json --job JOB --n_jobs 8
+  mpq sensitivity --output s.json --merge 8
+An interrupted run goes on where it stopped when it is started again.
+"""
+BITS = (1, 2, 4, 8, 16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `mpq sensitivity`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    add = parser.add_argument
+    add("--lm_exp", help="experiment of the fp LM: config.yaml and a checkpoint")
+    add("--lm_file", help="checkpoint inside lm_exp (default: valid.loss.best.pth)")
+    add("--text", help="text to measure on, plain or `utt text` lines")
+    add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
+    add("--output", required=True, metavar="FILE.json", help="the sensitivity table")
+    add("--bits", type=int, nargs="+", choices=BITS, default=[1, 2, 4, 8])
+    add_grid_arguments(parser)
+    add(
+        "--max_tokens",
+        type=int,
+        default=10000,
+        help="measure on a random sample of sentences with at most this many tokens, 0 = all"
+        " (default: %(default)s; the standard errors tell whether that is enough)",
+    )
+    add("--seed", type=int, default=0, help="of the sample")
+    add("--ngpu", type=int, choices=(0, 1), default=0, help="1: measure on the GPU")
+    add("--job", type=int, help="number of this job, from 1: writes FILE.JOB.json")
+    add("--n_jobs", type=int, help="number of jobs")
+    add("--merge", type=int, metavar="N", help="only gather FILE.1.json .. FILE.N.json")
+    add(
+        "--printed_form",
+        action="store_true",
+        help="the paper's printed sum over observed words only (noisy, may be negative)",
+    )
+
+
+def add_grid_arguments(parser: argparse.ArgumentParser, default: bool = True) -> None:
+    """--grid, --tying, --group_size; ``default=False`` leaves None for "as the table"."""
+    add = parser.add_argument
+    add("--grid", choices=("uniform", "paper"), default="uniform" if default else None)
+    add(
+        "--tying",
+        choices=("row", "group", "cluster", "model"),
+        default="row" if default else None,
+        help="what shares one scale",
+    )
+    add("--group_size", type=int, help="columns per scale, for --tying group")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what is missing, or merge shards; prints where the table is."""
+    from espnet_mpq.sensitivity import table as tables
+
+    if args.merge is not None:
+        merged = tables.merge(args.output, args.merge)
+        merged.write(args.output)
+        print(f"{args.output}: {sum(map(len, merged.entries.values()))} entries")
+        return 0
+    for option in ("lm_exp", "text"):
+        if getattr(args, option) is None:
+            raise InputError(f"--{option} is missing", todo="see mpq sensitivity --help")
+    output = args.output
+    tables.select_shard([], args.job, args.n_jobs)
+    if args.job is not None:
+        output = tables.shard_path(args.output, args.job)
+    table = measure_table(args, output)
+    print(f"{output}: {sum(map(len, table.entries.values()))} entries")
+    return 0
+
+
+def measure_table(args: argparse.Namespace, output):
+    """Fill the table at ``output`` (only what is missing) and return it.
+
+    Raises:
+        InputError, MismatchError: as the readers, or the file is of another measurement.
+    """
+    from espnet_mpq.clusters import find_clusters
+    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.io import token_list_sha256
+    from espnet_mpq.plan import ClusterSpec, Plan
+    from espnet_mpq.sensitivity import table as tables
+
+    if args.max_tokens < 0:
+        raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+    bits = sorted(set(args.bits))
+    group = args.group_size
+    specs = {b: ClusterSpec(b, args.grid, args.tying, group) for b in bits}
+    for spec in specs.values():
+        spec.check("(all)")
+    exp = load_fp_lm(args.lm_exp, args.lm_file)
+    text = open_text(exp, args.text, args.text_format, args.max_tokens, args.seed)
+    clusters = find_clusters(exp.lm)
+    files = {"config": exp.config, "checkpoint": exp.checkpoint, "text": args.text}
+    record = provenance(args, files)
+    inputs = record["inputs"]
+    record.update(
+        checkpoint_sha256=inputs["checkpoint"]["sha256"],
+        token_list_sha256=token_list_sha256(exp.token_list),
+        text_sha256=inputs["text"]["sha256"],
+        text_format=args.text_format,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        grid=args.grid,
+        tying=args.tying,
+        group_size=group,
+        scale_dtype=Plan.scale_dtype,
+        clusters=[cluster.name for cluster in clusters],
+        bits=bits,
+        n_tokens=text.n_tokens,
+        n_sentences=len(text),
+    )
+    method = "kl_printed" if args.printed_form else "kl"
+    table = tables.open_table(output, record, method)
+    wanted = [(c.name, b) for c in clusters for b in bits]
+    wanted = tables.select_shard(wanted, args.job, args.n_jobs)
+    todo = [pair for pair in wanted if not table.has(*pair)]
+    if len(todo) < len(wanted):
+        LOG.info("%s: %d of %d entries are there", output, len(wanted) - len(todo), len(wanted))
+    if todo:
+        meter = make_meter(exp, clusters, text, args.printed_form, args.ngpu)
+        LOG.info(
+            "measuring on %d tokens of %d sentences, fp perplexity %.2f",
+            *(meter.n_tokens, len(text), perplexity(meter.fp_nll_nats)),
+        )
+        for name, b in progress(todo, len(todo), "sensitivity"):
+            table.add(name, b, meter.entry(name, specs[b], record["scale_dtype"]))
+            table.write(output)
+    else:
+        table.write(output)
+    return table
+
+
+def perplexity(nll_nats: float) -> float:
+    """exp, without overflow."""
+    from math import exp
+
+    return exp(min(nll_nats, 700.0))
+
+
+def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
+    """TokenizedText of a random sample of sentences; tokenizes little more than the sample."""
+    from espnet_mpq.hosts.espnet.text import read_text, tokenize
+
+    sentences = read_text(path, text_format)
+    if max_tokens:
+        order = list(range(len(sentences)))
+        random.Random(seed).shuffle(order)
+        chosen, n_words = [], 0
+        for i in order:  # a word is at least one token, so these are enough
+            if n_words >= max_tokens:
+                break
+            chosen.append(i)
+            n_words += len(sentences[i][1].split())
+        sentences = [sentences[i] for i in sorted(chosen)]
+    return tokenize(exp, sentences).sample(max_tokens, seed)
+
+
+def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):
+    """A KlMeter for the LM of ``exp`` on ``text``."""
+    import dataclasses
+
+    import torch
+
+    from espnet_mpq.hosts.espnet.text import batches
+    from espnet_mpq.sensitivity.kl import KlMeter
+
+    if ngpu:
+        if not torch.cuda.is_available():
+            raise InputError("--ngpu 1", found="no usable GPU", expected="--ngpu 0")
+        exp.lm.to("cuda")
+    # Like lengths together: little padding.
+    order = sorted(range(len(text)), key=lambda i: len(text.ids[i]))
+    text = dataclasses.replace(text, ids=[text.ids[i] for i in order])
+    # Logits of one batch stay below about 100 MB.
+    width = max(64, min(8192, (1 << 24) // len(exp.token_list)))
+    return KlMeter(
+        lambda inputs: exp.lm(inputs, None)[0],
+        exp.lm,
+        clusters,
+        batches(exp, text, batch_size=128, max_batch_tokens=width),
+        printed_form=printed_form,
+    )

@@ -1,0 +1,155 @@
+"""Writes train_lm_mpq.yaml: the fp LM's own training options, changed for training with a plan."""
+
+from __future__ import annotations
+
+from typing import Mapping, Optional
+
+import yaml
+
+from espnet_mpq.errors import InputError, MismatchError, PlanError, near_matches
+from espnet_mpq.hosts.espnet.experiment import Experiment
+from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.plan import Plan
+from espnet_mpq.training.options import AdmmOptions
+
+# Taken over from the fp LM. Not: data, output, token_list (given on the command line, as for the
+# fp LM), fold_length (the host appends to it) and the scheduler (made for training from scratch).
+INHERITED = (
+    "token_type",
+    "bpemodel",
+    "non_linguistic_symbols",
+    "cleaner",
+    "g2p",
+    "seed",
+    "num_workers",
+    "batch_type",
+    "batch_size",
+    "batch_bins",
+    "valid_batch_type",
+    "valid_batch_size",
+    "valid_batch_bins",
+    "sort_in_batch",
+    "sort_batch",
+    "num_iters_per_epoch",
+    "accum_grad",
+    "grad_clip",
+    "grad_clip_type",
+    "use_amp",
+    "use_tensorboard",
+    "use_matplotlib",
+    "optim",
+    "optim_conf",
+    "model_conf",
+)
+# Fine-tuning starts where the fp LM ended: smaller steps, fewer epochs.
+LR_FACTOR = 0.5
+FEWEST_EPOCHS, MOST_EPOCHS = 2, 12
+FP_LMS = ("seq_rnn", "mpq_seq_rnn")
+COMMENTS = {
+    "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
+    "model": "Loss; mpq_lm can distill from the fp LM (mpq_distill).",
+    "token_type": "As the fp LM was trained.",
+    "optim": "Optimizer of the fp LM, half its learning rate, no scheduler.",
+    "max_epoch": "Epochs, and the model to keep: the best one on the grid.",
+    "mpq_gamma": "ADMM: penalty, and its growth per epoch up to mpq_gamma_max.",
+    "mpq_dual_period": "Updates between two dual updates, 0 = once per epoch.",
+    "mpq_extragradient": "Two gradients per update as in the papers (twice the time).",
+    "mpq_finish_epochs": "Last epochs: codes frozen, scales, biases and norms tuned.",
+    "mpq_distill": "Weight of KL(fp LM || LM) in the loss, 0..1; of the --init_param file.",
+}
+
+
+def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) -> dict:
+    """Training options of the host for ADMM training of ``exp``'s LM with ``plan``.
+
+    Args:
+        user: options of the host that win over ours; lm_conf is merged, all others replaced.
+
+    Raises:
+        InputError: unknown options (with near matches), or an LM that cannot be trained with a
+            plan; PlanError: ``user`` has a plan of its own.
+    """
+    fp = vars(exp.args)
+    if fp["lm"] not in FP_LMS:
+        raise InputError(
+            f"{exp.config}: no training with a plan for this LM",
+            found=f"lm: {fp['lm']}",
+            expected="lm: " + " or ".join(FP_LMS),
+        )
+    lm_conf = {k: v for k, v in fp["lm_conf"].items() if k != "plan"}
+    lm_conf["plan"] = plan.to_dict(provenance=False)
+    settings = {"lm": "mpq_seq_rnn", "lm_conf": lm_conf, "model": "mpq_lm"}
+    settings.update({k: fp[k] for k in INHERITED if fp.get(k) not in (None, {}, [])})
+    if "optim_conf" in settings:
+        # Switches that are off differ between torch versions; leaving them out means the same.
+        conf = {k: v for k, v in settings["optim_conf"].items() if v not in (None, False)}
+        if isinstance(conf.get("lr"), float):
+            conf["lr"] = conf["lr"] * LR_FACTOR
+        settings["optim_conf"] = conf
+    fp_epochs = int(fp.get("max_epoch") or 2 * MOST_EPOCHS)
+    settings["max_epoch"] = min(MOST_EPOCHS, max(FEWEST_EPOCHS, (fp_epochs + 1) // 2))
+    settings["keep_nbest_models"] = 1
+    settings["best_model_criterion"] = [["valid", "loss", "min"]]
+    settings.update(admm_settings(settings["max_epoch"]))
+    _merge(settings, user or {}, str(exp.config))
+    return settings
+
+
+def admm_settings(max_epoch: int) -> dict:
+    """The --mpq_* options with their defaults."""
+    admm = AdmmOptions()
+    return {
+        "mpq_gamma": admm.gamma,
+        "mpq_gamma_schedule": admm.gamma_schedule,
+        "mpq_gamma_growth": admm.gamma_growth,
+        "mpq_gamma_max": admm.gamma_max,
+        "mpq_dual_period": admm.dual_period_updates,
+        "mpq_extragradient": admm.extragradient,
+        "mpq_finish_epochs": min(max(admm.finish_epochs, 2), max_epoch // 2),
+        "mpq_distill": 0.0,
+    }
+
+
+def _merge(settings: dict, user: Mapping, config: str) -> None:
+    register()
+    from espnet2.tasks.lm import LMTask
+
+    known = set(LMTask.get_default_config())
+    for key, value in user.items():
+        if key not in known:
+            raise InputError(f"unknown training option {key!r}", todo=near_matches(key, known))
+        if key in ("lm", "lm_conf"):
+            continue
+        settings[key] = value
+    lm_conf = user.get("lm_conf") or {}
+    if "plan" in lm_conf:
+        raise PlanError("the training options have a plan of their own", todo="remove lm_conf.plan")
+    if user.get("lm", "mpq_seq_rnn") not in FP_LMS:
+        raise InputError("training with a plan", found=f"lm: {user['lm']}", expected="mpq_seq_rnn")
+    for key, value in lm_conf.items():
+        if key != "dropout_rate" and settings["lm_conf"].get(key, value) != value:
+            raise MismatchError(
+                f"the training options change the LM of {config}: lm_conf.{key}",
+                found=repr(value),
+                expected=repr(settings["lm_conf"][key]),
+            )
+    settings["lm_conf"] = {**lm_conf, **settings["lm_conf"]}
+    if "dropout_rate" in lm_conf:
+        settings["lm_conf"]["dropout_rate"] = lm_conf["dropout_rate"]
+
+
+def to_yaml(settings: Mapping, head: str) -> str:
+    """The settings as YAML with comments; ``head`` becomes the comment at the top."""
+    lines = [f"# {line}" for line in head.splitlines()]
+    for key, value in settings.items():
+        if key in COMMENTS:
+            lines += ["", f"# {COMMENTS[key]}"]
+        lines.append(yaml.safe_dump({key: _plain(value)}, sort_keys=False).rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value):
+    """Tuples as lists, which safe_dump can write."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,184 @@
+"""mpq plan on a tiny experiment: the exact optimum, files, sizes, joint KL, the training config."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import yaml
+
+from espnet_mpq.bin.mpq import main
+from espnet_mpq.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def table(fp_exp, text_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sens") / "s.json"
+    words = ["sensitivity", "--lm_exp", fp_exp.path, "--text", text_file, "--output", path]
+    assert main([str(w) for w in words + ["--max_tokens", 400]]) == 0
+    return path
+
+
+def plan_words(exp, table, folder, *more):
+    words = ["plan", "--lm_exp", exp.path, "--sensitivity", table, "--output_dir", folder, *more]
+    return [str(w) for w in words]
+
+
+# The tiny LM's header alone is about 16 bits per weight.
+BUDGET = 21.0
+
+
+@pytest.fixture(scope="module")
+def planned(fp_exp, table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan") / "p"
+    assert main(plan_words(fp_exp, table, folder, "--budget", BUDGET)) == 0
+    return folder
+
+
+def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
+    from espnet_mpq.bin.planning import Planner
+    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.sensitivity.table import SensitivityTable
+
+    planner = Planner(load_fp_lm(fp_exp.path), SensitivityTable.read(table))
+    plan = Plan.read(planned / "plan.json")
+    budget = int(BUDGET * planner.n_weights / 8)
+    choice = {name: spec.bits for name, spec in plan.clusters.items()}
+    assert planner.size(choice).n_bytes <= budget
+    n_bytes, harm = planner.cluster_n_bytes(), planner.table.harm()
+    free = budget - planner.fixed_n_bytes(choice)
+    best = planner.predicted(choice)
+    names = list(choice)
+    # Every plan that differs in up to three clusters and fits is no better.
+    for three in itertools.combinations(names, 3):
+        for bits in itertools.product((1, 2, 4, 8), repeat=3):
+            other = {**choice, **dict(zip(three, bits))}
+            if sum(n_bytes[n][b] for n, b in other.items()) <= free:
+                assert sum(harm[n][b] for n, b in other.items()) >= best - 1e-12
+    record = plan.provenance
+    assert record["inputs"]["sensitivity"]["path"] == str(table)
+    assert record["options"]["budget"] == BUDGET
+    assert record["summary"]["joint_kl"] > 0
+
+
+def test_predicted_size_is_the_size_on_disk(planned, fp_exp, tmp_path):
+    words = ["pack", "--lm_exp", fp_exp.path, "--plan", planned / "plan.json"]
+    assert main([str(w) for w in words + ["--output_dir", tmp_path / "packed"]]) == 0
+    summary = Plan.read(planned / "plan.json").provenance["summary"]
+    on_disk = (tmp_path / "packed" / "packed.safetensors").stat().st_size
+    assert summary["n_bytes"] == on_disk
+    assert summary["effective_bits"] == 8 * on_disk / summary["n_weights"] <= BUDGET
+
+
+def test_front_holds_the_plan(planned):
+    value = json.loads((planned / "pareto.json").read_text())
+    points = value["points"]
+    sizes = [p["n_bytes"] for p in points]
+    harms = [p["harm"] for p in points]
+    assert sizes == sorted(set(sizes)) and harms == sorted(set(harms), reverse=True)
+    assert points[0]["bits"] == [1] * 10
+    chosen = value["chosen"]
+    assert any(
+        p["bits"] == chosen["bits"] and p["n_bytes"] == chosen["n_bytes"] for p in points
+    )
+    assert chosen["joint_kl_stderr"] > 0
+
+
+def test_train_config_is_one_that_the_host_takes(planned, host, fp_exp, capsys):
+    text = (planned / "train_lm_mpq.yaml").read_text()
+    settings = yaml.safe_load(text)
+    plan = Plan.read(planned / "plan.json")
+    assert settings["lm"] == "mpq_seq_rnn" and settings["model"] == "mpq_lm"
+    assert Plan.from_dict(settings["lm_conf"]["plan"]) == plan
+    assert settings["lm_conf"]["unit"] == 16
+    assert settings["keep_nbest_models"] == 1
+    assert settings["best_model_criterion"] == [["valid", "loss", "min"]]
+    assert settings["token_type"] == "char" and settings["num_workers"] == 0
+    assert settings["optim_conf"]["lr"] == pytest.approx(0.5 * fp_exp.settings["optim_conf"]["lr"])
+    assert "# ADMM" in text and "mpq_gamma" in settings and "token_list" not in settings
+    parser = host.LMTask.get_parser()
+    args = parser.parse_args(
+        ["--config", str(planned / "train_lm_mpq.yaml"), "--output_dir", "x", "--token_list", "y"]
+    )
+    args.token_list = fp_exp.token_list
+    model = host.LMTask.build_model(args)
+    assert model.lm.plan == plan
+    options = host.LMTask.trainer.build_options(args)
+    assert options.admm().finish_epochs < settings["max_epoch"]
+
+
+def test_user_options_win_and_bad_ones_are_refused(fp_exp, tmp_path, capsys):
+    def run(text):
+        (tmp_path / "t.yaml").write_text(text)
+        words = ["plan", "--lm_exp", fp_exp.path, "--uniform", 4, "--output_dir", tmp_path / "p"]
+        return main([str(w) for w in words + ["--train_config", tmp_path / "t.yaml"]])
+
+    text = "optim: sgd\noptim_conf: {lr: 0.1}\nmpq_gamma: 0.5\nlm_conf: {dropout_rate: 0.3}\n"
+    assert run(text) == 0
+    settings = yaml.safe_load((tmp_path / "p" / "train_lm_mpq.yaml").read_text())
+    assert settings["optim_conf"] == {"lr": 0.1} and settings["optim"] == "sgd"
+    assert settings["mpq_gamma"] == 0.5
+    assert settings["lm_conf"]["dropout_rate"] == 0.3 and settings["lm_conf"]["unit"] == 16
+    capsys.readouterr()
+    for text, message in (
+        ("mpq_gama: 1", "did you mean 'mpq_gamma'"),
+        ("lm_conf: {unit: 32}", "lm_conf.unit: found 32; expected 16"),
+        ("lm_conf: {plan: {}}", "plan of their own"),
+        ("lm: transformer", "transformer"),
+    ):
+        assert run(text) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_uniform_and_bytes(fp_exp, table, text_file, tmp_path, capsys):
+    words = ["plan", "--lm_exp", fp_exp.path, "--uniform", 2, "--tying", "group"]
+    words += ["--group_size", 8, "--grid", "paper", "--output_dir", tmp_path / "u"]
+    assert main([str(w) for w in words + ["--text", text_file]]) == 0
+    plan = Plan.read(tmp_path / "u" / "plan.json")
+    assert {(s.bits, s.grid, s.tying, s.group_size) for s in plan.clusters.values()} == {
+        (2, "paper", "group", 8)
+    }
+    out = capsys.readouterr().out
+    assert "joint KL (measured)" in out and "predicted" not in out
+    assert not (tmp_path / "u" / "pareto.json").exists()
+
+    n_bytes = plan.provenance["summary"]["n_bytes"]
+    assert main(plan_words(fp_exp, table, tmp_path / "b", "--budget_bytes", n_bytes)) == 0
+    out = capsys.readouterr().out
+    assert "rnn.l1.o" in out and "+-" in out and "x the sum" in out
+    assert "smaller than fp" in out and "effective bits" in out
+    assert Plan.read(tmp_path / "b" / "plan.json").provenance["summary"]["n_bytes"] <= n_bytes
+
+
+def test_smallest_budget_is_named_and_works(fp_exp, table, tmp_path, capsys):
+    assert main(plan_words(fp_exp, table, tmp_path / "x", "--budget", "2")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    smallest = int(error.split("at least ")[1].split()[0])
+    assert not (tmp_path / "x").exists()
+    assert main(plan_words(fp_exp, table, tmp_path / "x", "--budget_bytes", smallest)) == 0
+    plan = Plan.read(tmp_path / "x" / "plan.json")
+    assert {s.bits for s in plan.clusters.values()} == {1}
+    assert main(plan_words(fp_exp, table, tmp_path / "y", "--budget_bytes", smallest - 1)) == 1
+
+
+def test_joint_kl_needs_the_text_of_the_table_or_another(fp_exp, table, tmp_path, capsys):
+    value = json.loads(table.read_text())
+    value["provenance"]["inputs"]["text"]["path"] = str(tmp_path / "gone.txt")
+    moved = tmp_path / "s.json"
+    moved.write_text(json.dumps(value))
+    assert main(plan_words(fp_exp, moved, tmp_path / "x", "--budget", BUDGET)) == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_repair_never_makes_it_worse(fp_exp, table, tmp_path, monkeypatch):
+    from espnet_mpq.bin import plan as command
+
+    def joint(folder, *more):
+        assert main(plan_words(fp_exp, table, folder, "--budget", BUDGET, *more)) == 0
+        return Plan.read(folder / "plan.json").provenance["summary"]
+
+    monkeypatch.setattr(command, "NOT_ADDITIVE", 0.0)
+    before, after = joint(tmp_path / "a", "--repair", 0), joint(tmp_path / "b", "--repair", 20)
+    assert after["joint_kl"] <= before["joint_kl"]
+    assert after["effective_bits"] <= BUDGET
