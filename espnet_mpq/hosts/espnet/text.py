@@ -8,7 +8,7 @@ import gzip
 import logging
 import random
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -158,15 +158,27 @@ def build_tokenizer(args: argparse.Namespace, where: str = "config.yaml"):
             f"{where} has use_preprocessor: false, so it does not tell how to make tokens",
             todo="set use_preprocessor, token_type (and bpemodel) in it",
         )
+    for option, path in find_tokenizer_files(args, where).items():
+        setattr(args, option, path)
+    return LMTask.build_preprocess_fn(args, False)
+
+
+def find_tokenizer_files(args: argparse.Namespace, where: str) -> Dict[str, str]:
+    """Where the files are that the tokenizer options name: {"bpemodel": ..., ...}.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    found = {}
     for option in ("bpemodel", "non_linguistic_symbols"):
         name = getattr(args, option, None)
         if option == "bpemodel" and getattr(args, "token_type", None) != "bpe":
             continue
         if isinstance(name, str):
-            setattr(args, option, str(_find_file(name, option, where)))
+            found[option] = str(_find_file(name, option, where))
         elif option == "bpemodel":
             raise InputError(f"{where} has token_type: bpe but no bpemodel")
-    return LMTask.build_preprocess_fn(args, False)
+    return found
 
 
 def _find_file(name: str, option: str, where: str) -> Path:
