@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import importlib.util
+import os
 import pkgutil
 import runpy
 import sys
@@ -32,6 +33,8 @@ options:
   --version      show the version of espnet_mpq
 """
 
+# Tells spawned workers which module of espnet2.bin runs.
+MODULE_VARIABLE = "ESPNET_MPQ_MODULE"
 # Modules of espnet2.bin that build or load a language model (LMTask).
 LM_MODULES = (
     "lm_*",
@@ -87,6 +90,7 @@ def run_module(module_name: str, arguments: Sequence[str]) -> None:
     package, _, name = module_name.rpartition(".")
     is_host = package == "espnet2.bin"
     if is_host:
+        os.environ[MODULE_VARIABLE] = name
         prepare(name)
     try:
         spec = importlib.util.find_spec(module_name)
@@ -97,7 +101,7 @@ def run_module(module_name: str, arguments: Sequence[str]) -> None:
         hint = near_matches(module_name, known) if known else "check the name after -m"
         raise InputError(f"there is no module {module_name}", todo=hint)
     if is_host and spec.origin:
-        # The host prints sys.argv[0] in its logs; spawned workers read the module's name in it.
+        # The host prints sys.argv[0] in its logs.
         sys.argv = [spec.origin, *arguments]
         module = importlib.import_module(module_name)
         if callable(getattr(module, "main", None)):
@@ -154,13 +158,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def prepare_spawned_worker() -> None:
-    """Register in a worker that multiprocessing spawned, where only sys.argv[0] tells for whom."""
-    path = Path(sys.argv[0]) if sys.argv else Path()
-    if path.parent.name == "bin" and path.parent.parent.name == "espnet2":
-        prepare(path.stem)
+    """Register in a worker that multiprocessing spawned; sys.argv does not tell for whom there."""
+    if os.environ.get(MODULE_VARIABLE):
+        prepare(os.environ[MODULE_VARIABLE])
 
 
 if __name__ == "__main__":
+    # multiprocessing leaves out a package's __main__ in spawned workers when it knows it by its
+    # module name; without a spec it goes by the file and imports it there as __mp_main__.
+    __spec__ = None
     sys.exit(main())
 elif __name__ == "__mp_main__":
     prepare_spawned_worker()

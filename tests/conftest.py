@@ -151,6 +151,46 @@ def tiny_lm(host, fp_exp):
 
 
 @pytest.fixture(scope="session")
+def packed_exp(fp_exp, tmp_path_factory) -> TinyExp:
+    """`fp_exp` packed without training: 1, 2, 4 and 8 bits, float16 and row/cluster scales."""
+    from espnet_mpq.hosts.espnet.pack_experiment import pack_experiment
+    from espnet_mpq.packed.architecture import Architecture
+    from espnet_mpq.plan import ClusterSpec, Plan
+
+    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31).clusters()
+    specs = [
+        ClusterSpec(4),
+        ClusterSpec(2),
+        ClusterSpec(8, grid="paper", tying="cluster"),
+        ClusterSpec(1),
+        ClusterSpec(16),
+    ]
+    plan = Plan({c.name: specs[i % len(specs)] for i, c in enumerate(clusters)})
+    folder = tmp_path_factory.mktemp("packed") / "lm_packed"
+    pack_experiment(fp_exp.path, folder, plan=plan)
+    config = folder / "config.yaml"
+    return TinyExp(folder, config, folder / "packed.safetensors", fp_exp.token_list, {})
+
+
+@pytest.fixture(scope="session")
+def quantized_exp(fp_exp, packed_exp, tmp_path_factory) -> TinyExp:
+    """The host's own seq_rnn with the float values that `packed_exp` stands for."""
+    import shutil
+
+    import torch
+
+    from espnet_mpq.packed.dequantize import dequantize
+    from espnet_mpq.packed.format import load_packed
+
+    folder = tmp_path_factory.mktemp("quantized") / "lm_quantized"
+    shutil.copytree(fp_exp.path, folder)
+    values = dequantize(load_packed(packed_exp.checkpoint))
+    checkpoint = folder / fp_exp.checkpoint.name
+    torch.save({f"lm.{name}": value for name, value in values.items()}, checkpoint)
+    return TinyExp(folder, folder / "config.yaml", checkpoint, fp_exp.token_list, fp_exp.settings)
+
+
+@pytest.fixture(scope="session")
 def asr_exp(host, tmp_path_factory) -> TinyExp:
     """A random-weight character CTC/attention ASR experiment that decodes 16 kHz audio."""
     import torch

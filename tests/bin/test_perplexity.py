@@ -49,6 +49,18 @@ def test_same_number_as_the_host(host, fp_exp, kaldi_text_file, text_file, tmp_p
     assert plain["ppl"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_packed_and_quantized_directories(
+    host, packed_exp, quantized_exp, kaldi_text_file, tmp_path
+):
+    """The host's command takes the packed file too, and all four numbers agree."""
+    numbers = []
+    for name, exp in (("packed", packed_exp), ("quantized", quantized_exp)):
+        numbers.append(command.measure(exp.path, kaldi_text_file)["ppl"])
+        out = tmp_path / name
+        numbers.append(host_perplexity(exp.config, exp.checkpoint, kaldi_text_file, out))
+    assert numbers == pytest.approx([numbers[0]] * 4, rel=1e-6)
+
+
 def test_unknown_words_are_said(host, fp_exp, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text("the 7 cats\n\nit\n", encoding="utf-8")

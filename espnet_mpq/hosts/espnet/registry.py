@@ -25,6 +25,7 @@ NEEDED = {
     "lm_choices.classes": "the list of LM classes (--lm)",
     "model_choices.classes": "the list of LM models (--model)",
     "LMTask.trainer": "the trainer of LMs",
+    "LMTask.main_worker": "training one process of an LM",
     "LMTask.build_model": "building an LM from its configuration",
     "LMTask.build_model_from_file": "loading an LM for decoding",
     "LMTask.build_preprocess_fn": "turning text into tokens",
@@ -47,9 +48,9 @@ def register() -> None:
         (task.model_choices, MODEL_CLASSES),
     ):
         for choice, place in classes.items():
-            if choice not in choices.classes and _exists(place):
+            if choice not in choices.classes:
                 choices.classes[choice] = _load_class(*place)
-    trainer = _load_class(*TRAINER) if _exists(TRAINER) else task.LMTask.trainer
+    trainer = _load_class(*TRAINER)
     if task.LMTask.trainer is not trainer:
         if not issubclass(trainer, task.LMTask.trainer):
             LOG.warning(
@@ -58,6 +59,8 @@ def register() -> None:
         task.LMTask.trainer = trainer
     if not hasattr(task.LMTask.build_model_from_file, "mpq_original"):
         task.LMTask.build_model_from_file = _wrap_loader(task.LMTask.build_model_from_file)
+    if not hasattr(task.LMTask.main_worker, "mpq_original"):
+        task.LMTask.main_worker = _wrap_worker(task.LMTask.main_worker)
 
 
 def _import_task():
@@ -83,17 +86,6 @@ def _import_task():
                 todo='install one of these: pip install "espnet==202511"',
             )
     return task
-
-
-def _exists(place) -> bool:
-    try:
-        _load_class(*place)
-    except ImportError as error:
-        if not str(error.name).startswith("espnet_mpq"):
-            raise
-        LOG.warning("not registered: %s", error)
-        return False
-    return True
 
 
 def _load_class(module: str, name: str) -> type:
@@ -128,6 +120,30 @@ def _wrap_loader(original):
 
     build_model_from_file.mpq_original = original
     return classmethod(build_model_from_file)
+
+
+def _wrap_worker(original):
+    """A classmethod like the host's main_worker that lets stock LMs train with deepspeed.
+
+    The host refuses every trainer but its own then, and ours does nothing for a stock LM.
+    """
+
+    @functools.wraps(original.__func__)
+    def main_worker(cls, args: argparse.Namespace):
+        if getattr(args, "use_deepspeed", False):
+            if str(args.lm).startswith("mpq_"):
+                raise InputError(
+                    "a low-bit LM cannot be trained with deepspeed",
+                    found=f"use_deepspeed: true, lm: {args.lm}",
+                    expected="use_deepspeed: false",
+                )
+            from espnet2.train.trainer import Trainer
+
+            cls.trainer = Trainer
+        return original.__func__(cls, args)
+
+    main_worker.mpq_original = original
+    return classmethod(main_worker)
 
 
 def _is_packed_config(args: argparse.Namespace) -> bool:

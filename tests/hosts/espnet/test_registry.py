@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import espnet_mpq
-from espnet_mpq.errors import HostError, InputError, MismatchError
+from espnet_mpq.errors import FormatError, HostError, InputError, MismatchError
 
 
 def train(host, folder, *options):
@@ -100,6 +100,28 @@ def test_stock_training_is_unchanged(host, corpus, monkeypatch):
         assert torch.equal(value, ours[name]), name
 
 
+def test_deepspeed_gets_the_hosts_own_trainer(host, monkeypatch):
+    """The host compares LMTask.trainer with its own there and refuses any other."""
+    from espnet2.train.trainer import Trainer
+
+    from espnet_mpq.hosts.espnet import registry
+
+    class Task(host.LMTask):
+        def main_worker(cls, args):
+            return cls.trainer
+
+        main_worker = registry._wrap_worker(classmethod(main_worker).__get__(None, host.LMTask))
+
+    args = argparse.Namespace(use_deepspeed=False, lm="seq_rnn")
+    assert Task.main_worker(args) is host.LMTask.trainer is not Trainer
+    args.use_deepspeed = True
+    assert Task.main_worker(args) is Trainer
+    args.lm = "mpq_seq_rnn"
+    with pytest.raises(InputError, match="cannot be trained with deepspeed"):
+        Task.main_worker(args)
+    assert host.LMTask.trainer is not Trainer
+
+
 def test_init_param_from_an_fp_checkpoint(host, fp_exp, corpus):
     """An fp checkpoint of the host starts mpq_seq_rnn with --init_param and nothing else."""
     options = ["--lm", "mpq_seq_rnn", "--init_param", str(fp_exp.checkpoint)]
@@ -130,6 +152,35 @@ def test_packed_file_beside_another_lm(host, fp_exp, tmp_path):
     (copied / "packed.safetensors").write_bytes(b"x")
     with pytest.raises(MismatchError, match="found lm: seq_rnn; expected lm: mpq_packed_rnn"):
         host.LMTask.build_model_from_file(None, copied / "packed.safetensors")
+
+
+def test_packed_file_is_loaded_strictly(host, packed_exp, quantized_exp, tmp_path):
+    model, args = host.LMTask.build_model_from_file(None, str(packed_exp.checkpoint))
+    assert args.lm == "mpq_packed_rnn" and type(model.lm).__name__ == "MpqPackedRNNLM"
+    float_model, _ = host.LMTask.build_model_from_file(
+        quantized_exp.config, quantized_exp.checkpoint
+    )
+    tokens = torch.tensor([[30, 5, 7, 2, 9], [30, 1, 1, 4, 4]])
+    with torch.no_grad():
+        ours, theirs = model.lm(tokens, None)[0], float_model.eval().lm(tokens, None)[0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not any(t.requires_grad for t in model.parameters())
+
+    copied = shutil.copytree(packed_exp.path, tmp_path / "copy")
+    config = yaml.safe_load((copied / "config.yaml").read_text(encoding="utf-8"))
+    tokens = config["token_list"]
+    config["token_list"] = [tokens[0], tokens[1], *reversed(tokens[2:-1]), tokens[-1]]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(MismatchError, match="another token list"):
+        host.LMTask.build_model_from_file(None, copied / "packed.safetensors")
+    with pytest.raises((MismatchError, InputError)):
+        host.LMTask.build_model_from_file(packed_exp.config, quantized_exp.checkpoint)
+    with pytest.raises(MismatchError, match="expected packed.safetensors"):
+        host.LMTask.build_model_from_file(packed_exp.config, None)
+    whole = packed_exp.checkpoint.read_bytes()
+    (copied / "packed.safetensors").write_bytes(whole[:-7])
+    with pytest.raises(FormatError):
+        host.LMTask.build_model_from_file(packed_exp.config, copied / "packed.safetensors")
 
 
 @pytest.mark.parametrize("name", ["lm_choices", "LMTask"])
