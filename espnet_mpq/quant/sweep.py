@@ -10,26 +10,26 @@ Source: own (it generalises the exact ternary solution by a sort over |w|).
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from espnet_mpq.quant.grid import Grid
 
-# Events of one row that are sorted in one go; more are first thinned out in bins.
+# Events of one row that are sorted in one go; rows with more are narrowed down first.
 MAX_ROW_EVENTS = 1 << 20
-N_BINS = 1 << 15
+N_BINS = 1 << 16
+MAX_NARROWINGS = 5
 PIECE = 1 << 18
 
 
-def best_scale(
-    w: torch.Tensor, grid: Grid, mask: Optional[torch.Tensor] = None
-) -> torch.Tensor:
+def best_scale(w: torch.Tensor, grid: Grid, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
     """Scale of the global least-squares optimum for every row.
 
     Args:
         w: float32 (G, K), finite, of magnitude around 1 at most (squares must not overflow).
-        grid: any grid of few levels; a row costs K events per pair of neighbouring levels.
+        grid: at most 16 levels; a row costs K events per pair of neighbouring levels.
         mask: bool (G, K), True where a weight counts; None: all do.
 
     Returns:
@@ -41,14 +41,12 @@ def best_scale(
     if not n_events:
         return _ratio(a, b)
     if n_events <= MAX_ROW_EVENTS:
-        ratio, step_a, step_b = _events(sides)
-        return _best(a, b, ratio, step_a, step_b)
-    return torch.cat(
-        [
-            _best_of_wide_row([(m[i : i + 1], *rest) for m, *rest in sides], a[i], b[i])
-            for i in range(w.shape[0])
-        ]
-    )
+        return _best_of_rows(sides, a, b)
+    rows = [
+        _best_of_wide_row([(m[i : i + 1], *rest) for m, *rest in sides], a[i], b[i])
+        for i in range(w.shape[0])
+    ]
+    return torch.cat(rows)
 
 
 # One side of zero: magnitudes (G, K) of its weights (0 elsewhere), the level nearest to zero,
@@ -89,86 +87,113 @@ def _start(w: torch.Tensor, sides: Sequence[Side]) -> Tuple[torch.Tensor, torch.
     return a, b
 
 
-def _events(sides: Sequence[Side]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ratio float32, steps of A float32, steps of B float32), each (G, n_events), unsorted."""
-    ratio, step_a, step_b = [], [], []
-    for magnitude, _, steps, _ in sides:
-        for middle, step, square_step in steps:
-            ratio.append(magnitude / middle)
-            step_a.append(magnitude * step)
-            step_b.append(torch.full_like(magnitude, square_step))
-    return torch.cat(ratio, 1), torch.cat(step_a, 1), torch.cat(step_b, 1)
-
-
 def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where((a > 0) & (b > 0), a / b.clamp(min=1e-300), torch.zeros_like(a))
 
 
 def _gain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A^2 / B where the scale A / B is positive, else 0."""
-    return a * _ratio(a, b)
+    return a.clamp(min=0).square_().div_(b.clamp(min=1e-300))
 
 
-def _best(a, b, ratio, step_a, step_b) -> torch.Tensor:
-    order = ratio.argsort(dim=1, descending=True)
-    step_a = step_a.gather(1, order).double()
-    step_b = step_b.gather(1, order).double()
+def _best_of_rows(sides: Sequence[Side], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sort all events of every row; a, b (G, 1) are the sums before the first."""
+    # Sorting values alone is ten times as fast as sorting with indices. The low bits of a
+    # ratio therefore say which pair of levels it belongs to (order exact to 2e-6), and the
+    # weights of one pair, in falling order, fill the places where it occurs.
+    keys, weights, steps_a, steps_b = [], [], [], []
+    for magnitude, _, steps, _ in sides:
+        magnitude = _sorted(magnitude)
+        for middle, step, square_step in steps:
+            tag = len(keys)
+            keys.append(((magnitude / middle).view(torch.int32) & ~15) | tag)
+            weights.append(magnitude)
+            steps_a.append(step)
+            steps_b.append(square_step)
+    tags = _sorted(torch.cat(keys, 1).view(torch.float32)).view(torch.int32) & 15
+    step_b = torch.tensor(steps_b, dtype=torch.float64, device=a.device)[tags.long()]
+    step_a = torch.empty_like(tags, dtype=torch.float32)
+    for tag, (weight, step) in enumerate(zip(weights, steps_a)):
+        step_a.masked_scatter_(tags == tag, weight * step)
+    return _best_of_sorted(a, b, step_a.double(), step_b)
+
+
+def _best_of_sorted(a, b, step_a, step_b) -> torch.Tensor:
     a = torch.cat([a, step_a], 1).cumsum_(1)
     b = torch.cat([b, step_b], 1).cumsum_(1)
     best = _gain(a, b).argmax(dim=1, keepdim=True)
     return _ratio(a.gather(1, best), b.gather(1, best))
 
 
-def _best_of_wide_row(
-    sides: Sequence[Side], a: torch.Tensor, b: torch.Tensor
-) -> torch.Tensor:
-    """One row of millions of weights in bounded memory, still exact.
+def _sorted(values: torch.Tensor) -> torch.Tensor:
+    """Rows of non-negative float32 in falling order."""
+    if values.device.type != "cpu":
+        return values.sort(dim=1, descending=True)[0]
+    return torch.from_numpy(np.sort(-values.numpy(), axis=1)).neg_()
 
-    The events are counted into bins of falling scale. A and B only grow, so no assignment
-    inside a bin gains more than (A at its low edge)^2 / (B at its high edge); bins that
-    cannot beat the best edge become one event each, the others are sorted.
+
+def _best_of_wide_row(sides: Sequence[Side], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """One row of millions of weights in bounded memory, still exact; a, b of shape (1,).
+
+    Events are counted into bins of falling scale. An event at ratio r adds to A r / 2 times
+    what it adds to B, so an assignment inside a bin (high to low, A0 to A1) has
+    B >= B0 + 2 (A - A0) / high. With that A^2 / B is convex in A, so it is largest at the
+    ends. Scales outside the bins that may beat the best edge are given up, and the rest is
+    binned again until few events are left to sort.
     """
-    edges = _bin_edges(sides)
-    n_bins = len(edges) + 1
-    bin_a = torch.zeros(n_bins, dtype=torch.float64, device=a.device)
-    bin_b = torch.zeros_like(bin_a)
-    for ratio, step_a, step_b in _event_pieces(sides):
-        index = _bin_of(ratio, edges)
-        bin_a += torch.bincount(index, step_a.double(), n_bins)
-        bin_b += step_b * torch.bincount(index, minlength=n_bins)
-    after_a, after_b = a + bin_a.cumsum(0), b + bin_b.cumsum(0)
-    before_b = torch.cat([b, after_b[:-1]])
-    bound = after_a.clamp(min=0).square() / before_b.clamp(min=1e-300)
-    # The margin covers the rounding of sums over millions of terms.
-    is_open = bound * (1 + 1e-9) >= torch.cat([_gain(a, b), _gain(after_a, after_b)]).max()
-    high = torch.cat([torch.full_like(edges[:1], float("inf")), edges])
-    parts = [(high[~is_open], bin_a[~is_open], bin_b[~is_open])]
-    for ratio, step_a, step_b in _event_pieces(sides):
-        kept = is_open[_bin_of(ratio, edges)]
-        n_kept = int(kept.sum())
-        steps_b = torch.full((n_kept,), float(step_b), dtype=torch.float64, device=a.device)
-        parts.append((ratio[kept], step_a[kept].double(), steps_b))
-    ratio, step_a, step_b = (torch.cat(p)[None] for p in zip(*parts))
-    return _best(a[None], b[None], ratio, step_a, step_b)
+    low = 0.0
+    # The smallest middle comes first on each side.
+    high = max(float(side[0].max()) / side[2][0][0] for side in sides if side[2])
+    for _ in range(MAX_NARROWINGS):
+        width = (high - low) / N_BINS
+        n_events, edges_a, edges_b = _count(sides, a, b, low, high)
+        if n_events <= MAX_ROW_EVENTS or not width > 0:
+            break
+        highs = high - width * torch.arange(N_BINS, dtype=torch.float64, device=a.device)
+        least_b = edges_b[:-1] + 2 * (edges_a[1:] - edges_a[:-1]) / highs.clamp(min=1e-30)
+        gains = _gain(edges_a, edges_b)
+        bound = torch.maximum(_gain(edges_a[1:], least_b), gains[:-1])
+        # The margin covers the rounding of float32 ratios and of sums over millions of terms.
+        is_open = (bound * (1 + 1e-6) >= gains.max()).nonzero()[:, 0]
+        # One bin more on either side covers the rounding of the edges.
+        low, high = (
+            max(low, high - width * (int(is_open[-1]) + 2)),
+            min(high, high - width * (int(is_open[0]) - 1)),
+        )
+    ratios, steps_a, steps_b = [], [], []
+    for ratio, step_a, square_step in _event_pieces(sides):
+        above, kept = ratio > high, (ratio > low) & (ratio <= high)
+        a = a + step_a[above].sum(dtype=torch.float64)
+        b = b + square_step * above.sum()
+        ratios.append(ratio[kept])
+        steps_a.append(step_a[kept])
+        steps_b.append(torch.full_like(ratios[-1], square_step))
+    order = torch.cat(ratios).argsort(descending=True)
+    step_a, step_b = (torch.cat(steps)[order].double()[None] for steps in (steps_a, steps_b))
+    return _best_of_sorted(a[None], b[None], step_a, step_b)
 
 
-def _bin_of(ratio: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Bin 0 holds ratios above edges[0] (edges fall), bin k those in (edges[k], edges[k-1]]."""
-    return torch.bucketize(-ratio, -edges, right=True)
+def _count(sides: Sequence[Side], a: torch.Tensor, b: torch.Tensor, low: float, high: float):
+    """Events in (low, high], and A, B at the N_BINS + 1 edges from high down to low."""
+    n_events = 0
+    bins_a = torch.zeros(N_BINS, dtype=torch.float64, device=a.device)
+    bins_b = torch.zeros_like(bins_a)
+    for ratio, step_a, square_step in _event_pieces(sides):
+        above = ratio > high
+        a = a + step_a[above].sum(dtype=torch.float64)
+        b = b + square_step * above.sum()
+        kept = (ratio > low) & ~above
+        ratio, step_a = ratio[kept], step_a[kept]
+        n_events += len(ratio)
+        index = (high - ratio).mul_(N_BINS / max(high - low, 1e-30)).long().clamp_(0, N_BINS - 1)
+        bins_a += torch.bincount(index, step_a.double(), N_BINS)
+        bins_b += square_step * torch.bincount(index, minlength=N_BINS)
+    edges_a = torch.cat([a, a + bins_a.cumsum(0)])
+    return n_events, edges_a, torch.cat([b, b + bins_b.cumsum(0)])
 
 
-def _bin_edges(sides: Sequence[Side]) -> torch.Tensor:
-    """Falling edges with about equally many events between them, from a sample."""
-    n_steps = sum(len(steps) for _, _, steps, _ in sides)
-    sample = []
-    for magnitude, _, steps, _ in sides:
-        stride = max(1, magnitude.shape[1] * n_steps // (4 * N_BINS))
-        sample += [magnitude[0, ::stride] / middle for middle, _, _ in steps]
-    edges = torch.cat(sample).unique().flip(0)
-    return edges[:: max(1, len(edges) // N_BINS)]
-
-
-def _event_pieces(sides: Sequence[Side]):
+def _event_pieces(sides: Sequence[Side]) -> Iterator[Tuple[torch.Tensor, torch.Tensor, int]]:
+    """(ratios, steps of A, step of B) of some events of a single row."""
     for magnitude, _, steps, _ in sides:
         for piece in magnitude[0].split(PIECE):
             for middle, step, square_step in steps:
