@@ -16,6 +16,7 @@ EXAMPLE = """example:
 """
 FORMAT_NAME, VERSION = "espnet_mpq.comparison", 1
 ALPHA = 0.05
+FEW_SEGMENTS = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +129,8 @@ def to_text(result: dict) -> str:
         f"MAPSSWE: p = {format_p(test['p_value'])} (two-sided), {verdict} at {result['alpha']}"
         f" ({test['n_segments']} segments, Z = {test['z']:.3f})"
     )
+    if 0 < test["n_segments"] < FEW_SEGMENTS:
+        lines.append("  few segments: the normal approximation of the test is rough")
     lines.append(
         f"{rate} {name_b} - {name_a}: {interval['difference_percent']:+.2f}"
         f" [{interval['low_percent']:+.2f}, {interval['high_percent']:+.2f}]"

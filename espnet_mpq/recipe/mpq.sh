@@ -383,10 +383,9 @@ if [ "${stage}" -le 9 ] && [ "${stop_stage}" -ge 9 ]; then
         echo '```'
         ${mpq} info "${packed_exp}" 2> "${logdir}/info.log" || die "mpq info failed; look at ${logdir}/info.log"
         echo '```'
-        if [ -f "${plan_dir}/pareto.png" ]; then
-            echo
-            echo "![size and predicted harm](${plan_dir##*/}/pareto.png)"
-        fi
+        for figure in sensitivity pareto; do
+            [ ! -f "${plan_dir}/${figure}.png" ] || printf '\n![%s](plan/%s.png)\n' ${figure} ${figure}
+        done
     } >> "${results}.part"
     mv "${results}.part" "${results}"
     log "Results: ${results}"

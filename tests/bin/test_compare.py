@@ -32,6 +32,7 @@ def test_table_and_json(files, capsys):
     run(*options, "--names", "fp", "mixed", "--json", out)
     printed = capsys.readouterr().out
     assert "p = 0.046 (two-sided), significant at 0.05 (6 segments, Z = 2.000)" in printed
+    assert "few segments" in printed
     assert "WER mixed - fp: -22.22" in printed
     assert "6 utterances, 18 reference words" in printed
     result = json.loads(out.read_text())

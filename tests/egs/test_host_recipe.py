@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(1800)
 RUN = "./run.sh --feats-type raw --audio-format wav --token_type char --nj 1"
 LAUNCHER = "python3 -m espnet_mpq"
 LM_CONFIG = """lm: seq_rnn
-lm_conf: {nlayers: 2, unit: 32}
+lm_conf: {nlayers: 2, unit: 128}
 optim: adam
 optim_conf: {lr: 0.01}
 best_model_criterion: [[valid, loss, min]]
