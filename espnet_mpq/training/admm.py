@@ -11,7 +11,7 @@ from espnet_mpq.clusters import find_clusters, get_mats, set_mats, unique_parame
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.finishing import Finishing
-from espnet_mpq.training.options import AdmmOptions
+from espnet_mpq.training.options import TABLE_PRIMAL, AdmmOptions
 from espnet_mpq.training.table import (
     Mats,
     Table,
@@ -74,7 +74,7 @@ class AdmmController:
         self.goal: Mats = {}  # αV - λ, what the penalty pulls Θ to
         self.gamma = options.gamma
         self.n_updates = 0
-        self.residuals = {"primal": 0.0, "dual": 0.0}
+        self.residuals = {"primal": 1.0, "dual": 0.0}  # relative; 1 until the first epoch ends
         self.finishing: Optional[Finishing] = None
         self._float_weights: Optional[Mats] = None  # Θ while the LM holds projected weights
         self._wrap(optimizer)
@@ -223,7 +223,8 @@ class AdmmController:
     def _saved_table(self, weights: Mats) -> Table:
         if self.finishing is not None:
             return self.finishing.current()
-        if self.options.saved == "table":
+        converged = self.residuals["primal"] < TABLE_PRIMAL
+        if self.options.saved == "table" or (self.options.saved == "auto" and converged):
             return self.table
         return project(weights, self.plan, method="mse")
 

@@ -1,4 +1,34 @@
-"""Ways to a low-bit LSTM LM on AMI text: post-training, ADMM variants, straight-through."""
+"""Ways to a low-bit LSTM LM on AMI text: post-training, ADMM variants, straight-through.
+
+LSTM LM 1 x 160 over 1,000 words, 150,000 words of training text, all clusters at 2 bits
+(uniform grid, one scale per row), Adam 1e-3, 370 updates an epoch, one thread. Perplexity
+(valid) of the projected LM after every epoch; one seed, about 0.3 is noise:
+
+    fp                                     51.31
+    post-training (mse)                    54.55
+    fp trained on, then post-training      54.69 54.54 55.19 55.54 55.63 56.63
+    straight-through                       52.11 52.66 55.20 54.68 55.26 56.26
+    ADMM as published (no extragradient)   54.49 54.04 53.42 53.86 53.24 53.97
+      + table saved                        54.49 54.53 55.20 52.92 54.64 53.71
+      dual every 50 updates                54.59 53.88 53.95 53.86 53.67 53.61
+    gamma 1e-3 x 2 an epoch, once          54.49 53.82 53.57 53.08 52.97 52.55
+      dual every 50 updates                54.59 53.34 53.11 52.84 52.84 52.41
+    gamma 1e-3 x 4 an epoch, once          54.49 53.70 52.84 52.53 52.56 52.58
+    gamma 1e-4 x 4 an epoch, once          54.86 54.44 54.56 53.47 52.76 52.47
+      dual every 20 updates                54.51 53.61 53.29 53.68 53.85 54.02
+      dual every 50 updates                54.56 53.77 53.38 53.01 51.95 51.84
+        table saved                        63.72 59.52 57.15 53.45 51.51 51.56
+        + 1 finishing epoch                54.57 53.76 53.53 53.28 52.22 51.61
+        + 2 finishing epochs at 3e-3       54.57 53.76 53.53 53.28 52.39 52.77
+        + distillation 0.5                 54.81 53.42 53.11 52.98 52.06 51.87
+        + distillation 0.5, finishing, 8   54.81 53.42 53.11 52.98 52.06 51.87 51.66 51.73
+        table saved + 1 finishing epoch    63.72 59.52 57.15 53.45 51.51 51.38
+
+The last line with "weights" until the table has settled (saved "auto") is the default:
+54.57 53.76 53.53 53.28 51.51 51.38. An epoch costs about 8 s of CPU, 12 s with distillation.
+On 10,000 words (23 updates an epoch, fp 43.2, post-training 44.2) 10 epochs end at 43.2
+with the dual every 50 updates and at 43.8 to 44.2 every 5 or 15.
+"""
 
 from __future__ import annotations
 

@@ -233,17 +233,25 @@ def test_epoch_end_shows_the_projected_model_and_start_brings_theta_back(small_r
         assert torch.equal(p.detach(), theta[n])
 
 
-def test_saved_table_writes_the_table_of_step_2(small_rnn):
+@pytest.mark.parametrize(
+    "saved, primal, is_table",
+    [("table", 0.3, True), ("weights", 0.1, False), ("auto", 0.3, False), ("auto", 0.1, True)],
+)
+def test_what_is_saved(small_rnn, saved, primal, is_table):
     lm = small_rnn()
-    controller, optimizer = start(lm, saved="table", gamma=0.5, dual_period_updates=1)
-    for _ in range(4):
-        for p in lm.parameters():
-            p.grad = torch.randn_like(p)
-        optimizer.step()
-    controller.end_epoch()
-    for name, cluster in controller.clusters.items():
-        for mat, q in zip(get_mats(lm, cluster), controller.table.values(name)):
-            assert torch.equal(mat, q)
+    controller, _ = start(lm, saved=saved)
+    controller.dual["output"][0].add_(0.3)  # so that the table is not the nearest grid point
+    controller._update_table_and_dual()
+    table = {n: controller.table.values(n) for n in controller.coded}
+    nearest = {
+        n: project_cluster(m, ClusterSpec(2)).values for n, m in all_mats(controller).items()
+    }
+    assert not torch.equal(table["output"][0], nearest["output"][0])
+    controller.residuals["primal"] = primal
+    controller.project_weights()
+    right = table if is_table else nearest
+    for name, mats in all_mats(controller).items():
+        assert all(torch.equal(mat, value) for mat, value in zip(mats, right[name]))
 
 
 def test_float_clusters_train_freely_and_16_bits_round_only_when_stored(small_rnn):

@@ -100,16 +100,19 @@ def project_averages(
     """Put the host's n-best averages on the grid; the mean of grid points lies off it.
 
     Args:
-        model: the ESPnet model; a copy of it is used.
+        model: the ESPnet model; a copy of its LM is used.
         project: projects the LM it is given, in place.
     """
     paths = [p for p in output_dir.glob("*.pth") if AVERAGE.fullmatch(p.name)]
     paths = [p for p in paths if not p.is_symlink()]
     if not paths:
         return
-    work = copy.deepcopy(model)
+    prefix = "lm."
+    lm = copy.deepcopy(model.lm).cpu()
     for path in sorted(paths):
-        work.load_state_dict(torch.load(path, map_location="cpu"))
-        project(work.lm)
-        atomic_save(path, work.state_dict())
+        state = torch.load(path, map_location="cpu")
+        lm.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+        project(lm)
+        state.update({prefix + k: v for k, v in lm.state_dict().items()})
+        atomic_save(path, state)
         logging.info(f"{path} was projected onto the grid of the plan")

@@ -109,7 +109,7 @@ class MpqTrainer(Trainer):
             "--mpq_saved",
             type=str,
             default=_DEFAULT.saved,
-            help="validate and save the projection of: weights, or table (weights + dual)",
+            help="validate and save the projection of: weights, table (weights + dual), or auto",
         )
         add(
             "--mpq_finish_epochs",

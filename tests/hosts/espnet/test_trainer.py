@@ -422,3 +422,33 @@ def test_amp_without_a_gpu_changes_nothing(train, fp, tmp_path):
         for on in (False, True)
     )
     assert_same(plain / "1epoch.pth", amp / "1epoch.pth")
+
+
+def test_a_transformer_lm_with_a_plan_trains_too(host):
+    from espnet2.lm.transformer_lm import TransformerLM
+
+    from espnet_mpq.plan import uniform_plan
+    from espnet_mpq.training.admm import AdmmController
+    from espnet_mpq.training.options import AdmmOptions
+
+    torch.manual_seed(0)
+    lm = TransformerLM(len(CHARS), embed_unit=8, att_unit=8, head=2, unit=16, layer=2)
+    lm.plan = uniform_plan(find_clusters(lm), 2)
+    model = host.model_choices.get_class("mpq_lm")(lm=lm, vocab_size=len(CHARS))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    controller = AdmmController(
+        lm, lm.plan, optimizer, AdmmOptions(dual_period_updates=2, finish_epochs=1)
+    )
+    text = torch.randint(2, 20, (4, 9), generator=torch.Generator().manual_seed(2))
+    losses = []
+    for epochs_left in (3, 2, 1):
+        controller.start_epoch(epochs_left)
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss, _, _ = model(text, torch.full((4,), 9))
+            loss.backward()
+            optimizer.step()
+        controller.end_epoch()
+        assert_on_grid(lm)
+        losses.append(float(loss.detach()))
+    assert losses[1] < losses[0]
