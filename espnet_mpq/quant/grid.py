@@ -118,7 +118,7 @@ def make_grid(name: str, bits: int) -> Grid:
     if name == "codebook":
         raise InputError(
             "grid codebook has no levels of its own",
-            todo="give them: Grid('codebook', bits, levels), or fit_codebook(weights, bits)",
+            todo="give them: Grid('codebook', bits, levels)",
         )
     if not 1 <= bits <= 8:
         raise InputError(f"grid {name}: bad bits", found=bits, expected="1 to 8")
