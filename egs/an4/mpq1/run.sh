@@ -20,7 +20,7 @@ asr_config=        # default conf/train_asr.yaml (mini: conf/mini/train_asr.yaml
 lm_config=
 mpq_config=
 decode_config=
-inference_asr=     # ASR checkpoint for decoding; default valid.loss.ave.pth
+inference_asr=valid.cer_ctc.ave.pth # ASR checkpoint for decoding
 budget=            # effective bits of the mixed precision LM, every stored byte counted; default 2.0 (mini: 4.0)
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
@@ -49,7 +49,6 @@ else
 fi
 : "${asr_config:=${conf}/train_asr.yaml}" "${lm_config:=${conf}/train_lm.yaml}"
 : "${mpq_config:=${conf}/train_lm_mpq.yaml}" "${decode_config:=${conf}/decode.yaml}"
-: "${inference_asr:=valid.loss.ave.pth}"
 token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${nbpe}
 token_dir=${data}/token_list/${token_tag}
 asr_exp=${exp}/asr_${token_tag}
@@ -162,7 +161,7 @@ stage_5() {
 name_6="sensitivity of every cluster at 1, 2, 4 and 8 bits"
 options_6="${sensitivity_tokens}"
 inputs_6="${lm_exp}/${lm_file} ${data}/train/text"
-outputs_6="${mpq_dir}/sensitivity.json"
+outputs_6="${mpq_dir}/sensitivity.json ${mpq_dir}/sensitivity.log"
 stage_6() {
     job "${mpq_dir}/sensitivity.log" espnet_mpq.bin.mpq sensitivity --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
         --text "${data}/train/text" --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
@@ -172,7 +171,7 @@ stage_6() {
 name_7="plans: uniform ${uniform_bits} bit, mixed with ${budget} effective bits"
 options_7="${budget} ${uniform_bits}"
 inputs_7="${mpq_dir}/sensitivity.json ${lm_exp}/${lm_file} ${mpq_config} ${data}/train/text"
-outputs_7="${mpq_dir}/uniform ${mpq_dir}/mixed"
+outputs_7="${mpq_dir}/uniform ${mpq_dir}/mixed ${mpq_dir}/plan_uniform.log ${mpq_dir}/plan_mixed.log"
 stage_7() {
     local plan
     for plan in uniform mixed; do

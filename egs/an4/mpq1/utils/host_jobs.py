@@ -6,7 +6,7 @@ by the exit status 0 or 1. Each line of a job file is
 
     LOG MODULE ARGUMENTS...
 
-and does the same as ``python3 -m espnet_mpq -m MODULE ARGUMENTS... > LOG``: a process of its own
+and does the same as ``python3 -m espnet_mpq -m MODULE ARGUMENTS... >> LOG``: a process of its own
 (own random seeds, own state of the host's classes), forked after the import. After a failure no
 more jobs start, and the end of the log is shown. When standard input closes, running jobs are
 stopped: a killed run.sh leaves nothing behind.
@@ -59,7 +59,7 @@ def run_job(job: Job, n_threads: int) -> None:
     import torch
 
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    handle = job.log.open("w")
+    handle = job.log.open("a")  # a resumed training keeps its past
     os.dup2(handle.fileno(), 1)
     os.dup2(handle.fileno(), 2)
     print(f"# python3 -m espnet_mpq -m {job.module} {shlex.join(job.args)}", flush=True)
