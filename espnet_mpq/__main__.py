@@ -90,8 +90,9 @@ def run_module(module_name: str, arguments: Sequence[str]) -> None:
     package, _, name = module_name.rpartition(".")
     is_host = package == "espnet2.bin"
     if is_host:
-        os.environ[MODULE_VARIABLE] = name
-        prepare(name)
+        from espnet_mpq.hosts.espnet.guards import check_host
+
+        check_host()
     try:
         spec = importlib.util.find_spec(module_name)
     except ModuleNotFoundError:
@@ -101,6 +102,8 @@ def run_module(module_name: str, arguments: Sequence[str]) -> None:
         hint = near_matches(module_name, known) if known else "check the name after -m"
         raise InputError(f"there is no module {module_name}", todo=hint)
     if is_host and spec.origin:
+        os.environ[MODULE_VARIABLE] = name
+        prepare(name)
         # The host prints sys.argv[0] in its logs.
         sys.argv = [spec.origin, *arguments]
         module = importlib.import_module(module_name)
