@@ -15,7 +15,7 @@ FORMAT = "espnet_mpq.plan"
 VERSION = 1
 QUANTIZED_BITS = (1, 2, 4, 8)
 BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
-GRIDS = ("paper", "uniform", "codebook")
+GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")
 SCALE_N_BYTES = {"float16": 2, "float32": 4}
 
@@ -44,12 +44,6 @@ class ClusterSpec:
                     found=repr(value),
                     expected="one of " + ", ".join(known),
                 )
-        if self.grid == "codebook" and self.bits == 8:
-            raise PlanError(
-                f"plan, cluster {name}: a codebook has at most 16 levels",
-                found="8 bits",
-                expected="1, 2 or 4 bits",
-            )
         group = self.group_size
         if (self.tying == "group") != (group is not None):
             raise PlanError(

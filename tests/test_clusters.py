@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from test_plan import RnnLm
 
 from espnet_mpq.clusters import find_clusters, get_mats, rest_parameters, set_mats
 from espnet_mpq.errors import InputError
-from test_plan import RnnLm
 
 
 def test_gate_slices_follow_pytorch_order():

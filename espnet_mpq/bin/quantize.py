@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--valid_text", help="text for validation (default: 5%% of --text held out)")
     add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
     add("--lm_file", help="checkpoint in lm_exp (default: valid.loss.best.pth, ...)")
-    add("--grid", choices=[g for g in GRIDS if g != "codebook"], default="uniform")
+    add("--grid", choices=GRIDS, default="uniform")
     add("--tying", choices=TYINGS, default="row", help="what shares a scale")
     add("--group_size", type=int, help="columns per scale, for --tying group")
     add("--sensitivity_tokens", type=int, default=10000, help="tokens the KL is measured on")

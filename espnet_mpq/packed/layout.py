@@ -9,7 +9,6 @@ from typing import List, Optional, Tuple
 import torch
 
 from espnet_mpq.clusters import Cluster, Part
-from espnet_mpq.errors import PlanError
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.plan import ClusterSpec, Plan
 
@@ -73,12 +72,6 @@ def cluster_tensors(cluster: Cluster, spec: ClusterSpec, scale_dtype: str) -> Li
         if spec.bits >= 16:
             dtype = "F16" if spec.bits == 16 else "F32"
             tensors = [TensorSpec(weight_name(cluster, part), dtype, part.shape, "weight")]
-        elif spec.grid == "codebook":
-            raise PlanError(
-                f"plan, cluster {cluster.name}: packed files of version 1 hold no codebooks",
-                found="grid 'codebook'",
-                expected="'uniform' or 'paper'",
-            )
         else:
             name, shape = scales_name(cluster, part, spec), scales_shape(part, spec)
             tensors = [
