@@ -1,4 +1,4 @@
-"""Installs espnet_mpq and its `mpq` command; needs torch, works without a compiler and without ESPnet."""
+"""Installs espnet_mpq and its `mpq` command; needs torch, no compiler and no ESPnet."""
 
 import re
 from pathlib import Path
