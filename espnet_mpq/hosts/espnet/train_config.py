@@ -88,10 +88,14 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
         settings["optim_conf"] = conf
     fp_epochs = int(fp.get("max_epoch") or 2 * MOST_EPOCHS)
     settings["max_epoch"] = min(MOST_EPOCHS, max(FEWEST_EPOCHS, (fp_epochs + 1) // 2))
+    user = user or {}
+    max_epoch = user.get("max_epoch", settings["max_epoch"])
+    if isinstance(max_epoch, bool) or not isinstance(max_epoch, int) or max_epoch < 1:
+        raise InputError("max_epoch", found=repr(max_epoch), expected="a whole number from 1")
     settings["keep_nbest_models"] = 1
     settings["best_model_criterion"] = [["valid", "loss", "min"]]
-    settings.update(admm_settings(settings["max_epoch"]))
-    _merge(settings, user or {}, str(exp.config))
+    settings.update(admm_settings(max_epoch))
+    _merge(settings, user, str(exp.config))
     return settings
 
 

@@ -1,0 +1,94 @@
+"""Training options for ADMM: what is inherited, what is changed, comments that YAML ignores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from espnet_mpq.clusters import find_clusters
+from espnet_mpq.errors import InputError
+from espnet_mpq.plan import Plan, uniform_plan
+
+
+@pytest.fixture
+def exp(host, fp_exp):
+    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+
+    return load_fp_lm(fp_exp.path)
+
+
+@pytest.fixture
+def plan(exp):
+    return uniform_plan(find_clusters(exp.lm), 4)
+
+
+def changed(exp, **changes):
+    args = type(exp.args)(**{**vars(exp.args), **changes})
+    return dataclasses.replace(exp, args=args)
+
+
+def test_options_of_the_fp_lm_are_kept_and_softened(exp, plan):
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    exp = changed(
+        exp,
+        batch_type="numel",
+        batch_bins=12345,
+        accum_grad=2,
+        optim="adam",
+        optim_conf={"lr": 0.004, "weight_decay": 0.1, "foreach": None, "amsgrad": False},
+        scheduler="warmuplr",
+        scheduler_conf={"warmup_steps": 25000},
+        max_epoch=15,
+        patience=3,
+        bpemodel="data/bpe.model",
+    )
+    settings = train_settings(exp, plan)
+    assert settings["batch_type"] == "numel" and settings["batch_bins"] == 12345
+    assert settings["accum_grad"] == 2 and settings["bpemodel"] == "data/bpe.model"
+    assert settings["optim_conf"] == {"lr": 0.002, "weight_decay": 0.1}
+    assert settings["max_epoch"] == 8
+    # A schedule from scratch, early stopping, paths of data: not for fine-tuning.
+    for key in ("scheduler", "scheduler_conf", "patience", "token_list", "output_dir"):
+        assert key not in settings
+    assert exp.args.lm_conf == {"unit": 16, "nlayers": 2}
+
+
+@pytest.mark.parametrize("fp_epochs, epochs, finish", [(1, 2, 1), (40, 12, 2), (6, 3, 1)])
+def test_epochs(exp, plan, fp_epochs, epochs, finish):
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    settings = train_settings(changed(exp, max_epoch=fp_epochs), plan)
+    assert (settings["max_epoch"], settings["mpq_finish_epochs"]) == (epochs, finish)
+
+
+def test_finish_epochs_follow_the_user_s_epochs(exp, plan):
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    settings = train_settings(exp, plan, {"max_epoch": 1})
+    assert settings["mpq_finish_epochs"] <= 1
+    settings = train_settings(exp, plan, {"max_epoch": 9, "mpq_finish_epochs": 4})
+    assert settings["mpq_finish_epochs"] == 4
+
+
+def test_yaml_has_comments_and_the_same_values(exp, plan):
+    from espnet_mpq.hosts.espnet.train_config import to_yaml, train_settings
+
+    settings = train_settings(exp, plan, {"best_model_criterion": [("valid", "loss", "min")]})
+    text = to_yaml(settings, "line one\nline two")
+    assert text.startswith("# line one\n# line two\n")
+    value = yaml.safe_load(text)
+    assert Plan.from_dict(value["lm_conf"].pop("plan")) == plan
+    settings["lm_conf"].pop("plan")
+    assert value == {**settings, "best_model_criterion": [["valid", "loss", "min"]]}
+    # A number such as 1e-3 must not come back as a string.
+    assert isinstance(value["mpq_gamma"], float)
+
+
+def test_other_lms_are_refused(exp, plan):
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    with pytest.raises(InputError, match="transformer"):
+        train_settings(changed(exp, lm="transformer"), plan)
