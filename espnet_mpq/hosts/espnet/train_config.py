@@ -43,7 +43,7 @@ INHERITED = (
 )
 # Fine-tuning starts where the fp LM ended: smaller steps, fewer epochs.
 LR_FACTOR = 0.5
-FEWEST_EPOCHS, MOST_EPOCHS = 2, 12
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 10
 FP_LMS = ("seq_rnn", "mpq_seq_rnn")
 COMMENTS = {
     "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
@@ -55,7 +55,7 @@ COMMENTS = {
     "mpq_dual_period": "Updates between two dual updates, 0 = once per epoch.",
     "mpq_extragradient": "Two gradients per update as in the papers (twice the time).",
     "mpq_finish_epochs": "Last epochs: codes frozen, scales, biases and norms tuned.",
-    "mpq_distill": "Weight of KL(fp LM || LM) in the loss, 0..1; of the --init_param file.",
+    "mpq_distill": "Weight 0..1 of KL(fp LM || LM) in the loss; the fp LM is the --init_param.",
 }
 
 
@@ -109,7 +109,7 @@ def admm_settings(max_epoch: int) -> dict:
         "mpq_gamma_max": admm.gamma_max,
         "mpq_dual_period": admm.dual_period_updates,
         "mpq_extragradient": admm.extragradient,
-        "mpq_finish_epochs": min(max(admm.finish_epochs, 2), max_epoch // 2),
+        "mpq_finish_epochs": min(admm.finish_epochs, max_epoch // 2),
         "mpq_distill": 0.0,
     }
 

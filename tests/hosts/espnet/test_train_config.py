@@ -56,7 +56,7 @@ def test_options_of_the_fp_lm_are_kept_and_softened(exp, plan):
     assert exp.args.lm_conf == {"unit": 16, "nlayers": 2}
 
 
-@pytest.mark.parametrize("fp_epochs, epochs, finish", [(1, 2, 1), (40, 12, 2), (6, 3, 1)])
+@pytest.mark.parametrize("fp_epochs, epochs, finish", [(1, 5, 1), (40, 10, 1), (13, 7, 1)])
 def test_epochs(exp, plan, fp_epochs, epochs, finish):
     from espnet_mpq.hosts.espnet.train_config import train_settings
 
