@@ -49,6 +49,8 @@ else
 fi
 : "${asr_config:=${conf}/train_asr.yaml}" "${lm_config:=${conf}/train_lm.yaml}"
 : "${mpq_config:=${conf}/train_lm_mpq.yaml}" "${decode_config:=${conf}/decode.yaml}"
+[[ "${stage} ${stop_stage}" =~ ^[0-9]+\ [0-9]+$ ]] || { echo "$0: --stage and --stop_stage are numbers" >&2; exit 2; }
+[ "${stop_stage}" -le 13 ] || stop_stage=13
 token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${nbpe}
 token_dir=${data}/token_list/${token_tag}
 asr_exp=${exp}/asr_${token_tag}
@@ -56,6 +58,7 @@ lm_exp=${exp}/lm_fp_${token_tag}
 mpq_dir=${exp}/mpq_${token_tag}
 marks=${exp}/.stages
 lm_file=valid.loss.best.pth
+mpq_ngpu=$((ngpu > 0))
 export PYTHONPATH="${PWD}/../../..${PYTHONPATH:+:${PYTHONPATH}}"
 
 log() { echo "$(date '+%H:%M:%S') $*"; }
@@ -164,7 +167,7 @@ inputs_6="${lm_exp}/${lm_file} ${data}/train/text"
 outputs_6="${mpq_dir}/sensitivity.json ${mpq_dir}/sensitivity.log"
 stage_6() {
     job "${mpq_dir}/sensitivity.log" espnet_mpq.bin.mpq sensitivity --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
-        --text "${data}/train/text" --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
+        --ngpu "${mpq_ngpu}" --text "${data}/train/text" --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
     run_jobs "${nj}"
 }
 
@@ -178,7 +181,7 @@ stage_7() {
         local how=(--uniform "${uniform_bits}" --text "${data}/train/text" --max_tokens "${sensitivity_tokens}")
         [ "${plan}" = uniform ] || how=(--sensitivity "${mpq_dir}/sensitivity.json" --budget "${budget}")
         job "${mpq_dir}/plan_${plan}.log" espnet_mpq.bin.mpq plan --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
-            "${how[@]}" --train_config "${mpq_config}" --output_dir "${mpq_dir}/${plan}"
+            "${how[@]}" --train_config "${mpq_config}" --ngpu "${mpq_ngpu}" --output_dir "${mpq_dir}/${plan}"
     done
     run_jobs 1
     cat "${mpq_dir}/plan_mixed.log"

@@ -22,6 +22,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +50,11 @@ def prepare(jobs: list[Job]) -> None:
     """Register the plugin with the host and import what the jobs need."""
     import espnet_mpq
 
-    espnet_mpq.register()
-    for job in jobs:
-        importlib.import_module(job.module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the host's own deprecations
+        espnet_mpq.register()
+        for job in jobs:
+            importlib.import_module(job.module)
 
 
 def run_job(job: Job, n_threads: int) -> None:
