@@ -18,6 +18,7 @@ BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
 GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")
 SCALE_N_BYTES = {"float16": 2, "float32": 4}
+SOURCE_ROLES = ("checkpoint", "token_list", "text", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class ClusterSpec:
 
     def check(self, name: str) -> None:
         """Raise PlanError if a value is not one of the supported ones."""
-        if isinstance(self.bits, bool) or self.bits not in BITS:
+        if type(self.bits) is not int or self.bits not in BITS:  # 2.0 and True equal an int
             raise PlanError(
                 f"plan, cluster {name}: unsupported bits",
                 found=repr(self.bits),
                 expected="one of " + ", ".join(map(str, BITS)),
             )
         for key, value, known in (("grid", self.grid, GRIDS), ("tying", self.tying, TYINGS)):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise PlanError(
                     f"plan, cluster {name}: unknown {key}",
                     found=repr(value),
@@ -71,7 +72,7 @@ class Plan:
     provenance: Mapping = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        if self.scale_dtype not in SCALE_N_BYTES:
+        if not isinstance(self.scale_dtype, str) or self.scale_dtype not in SCALE_N_BYTES:
             raise PlanError(
                 "plan: unknown scale_dtype",
                 found=repr(self.scale_dtype),
@@ -103,10 +104,11 @@ class Plan:
             raise PlanError(
                 "plan: wrong format", found=repr(value["format"]), expected=repr(FORMAT)
             )
-        if value.get("version", VERSION) != VERSION:
+        version = value.get("version", VERSION)
+        if type(version) is not int or version != VERSION:
             raise PlanError(
                 "plan: unknown version",
-                found=value["version"],
+                found=repr(version),
                 expected=VERSION,
                 todo="upgrade espnet_mpq or write the plan again with `mpq plan`",
             )
@@ -116,10 +118,13 @@ class Plan:
                 raise PlanError(f"plan, cluster {name}: no bits", found=repr(spec))
             _refuse_unknown(spec, ClusterSpec.__dataclass_fields__, f"plan, cluster {name}")
             clusters[str(name)] = ClusterSpec(**spec)
-        return cls(clusters, value.get("scale_dtype", "float16"), value.get("provenance") or {})
+        record = value.get("provenance") or {}
+        if not isinstance(record, Mapping):
+            raise PlanError("plan: bad provenance", found=repr(record)[:80], expected="an object")
+        return cls(clusters, value.get("scale_dtype", "float16"), record)
 
     def to_dict(self, provenance: bool = True) -> dict:
-        """The JSON form; ``provenance=False`` for the copy inside lm_conf."""
+        """The JSON form; ``provenance=False`` for what alone decides how an LM is stored."""
         value = {
             "format": FORMAT,
             "version": VERSION,
@@ -129,6 +134,32 @@ class Plan:
         if provenance and self.provenance:
             value["provenance"] = dict(self.provenance)
         return value
+
+    def inline(self) -> dict:
+        """The JSON form for lm_conf: of the provenance only `source`, so it stays short."""
+        value, source = self.to_dict(provenance=False), self.source()
+        return {**value, "provenance": source} if source else value
+
+    def source(self) -> Dict[str, Union[str, int]]:
+        """SHA-256 of the files the plan was made from, and the seed: those that are recorded.
+
+        Keys: checkpoint_sha256 (of the fp LM), token_list_sha256, text_sha256,
+        sensitivity_sha256, seed; read from the nested record of `mpq plan` or a flat one.
+        """
+        inputs, options = (self.provenance.get(k) or {} for k in ("inputs", "options"))
+        facts: Dict[str, Union[str, int]] = {}
+        for role in SOURCE_ROLES:
+            key = f"{role}_sha256"
+            nested = inputs.get(role) if isinstance(inputs, Mapping) else None
+            nested = nested.get("sha256") if isinstance(nested, Mapping) else None
+            value = self.provenance.get(key, nested)
+            if isinstance(value, str):
+                facts[key] = value
+        nested = options.get("seed") if isinstance(options, Mapping) else None
+        seed = self.provenance.get("seed", nested)
+        if type(seed) is int:
+            facts["seed"] = seed
+        return facts
 
     @classmethod
     def read(cls, path: Union[str, Path]) -> "Plan":

@@ -45,6 +45,14 @@ def test_json_round_trip(tmp_path, lm):
     [
         (lambda d: d["clusters"]["output"].update(bits=3), ("output", "3", "1, 2, 4, 8")),
         (lambda d: d["clusters"]["output"].update(bits=True), ("output", "True")),
+        (lambda d: d["clusters"]["output"].update(bits=2.0), ("output", "2.0")),
+        (lambda d: d["clusters"]["output"].update(bits=[2]), ("output", "[2]")),
+        (lambda d: d["clusters"]["output"].update(grid=["paper"]), ("grid", "paper")),
+        (lambda d: d["clusters"]["output"].update(tying={}), ("tying", "{}")),
+        (lambda d: d.update(scale_dtype=[]), ("scale_dtype", "[]")),
+        (lambda d: d.update(scale_dtype=None), ("scale_dtype", "None")),
+        (lambda d: d.update(version=1.0), ("version", "1.0")),
+        (lambda d: d.update(provenance=["a"]), ("provenance", "['a']")),
         (lambda d: d["clusters"]["output"].update(bits="2"), ("output", "'2'")),
         (lambda d: d["clusters"]["output"].update(grid="papr"), ("grid", "papr", "paper")),
         (lambda d: d["clusters"]["output"].update(tying="rows"), ("tying", "rows")),
@@ -133,3 +141,34 @@ def test_clusters_cover_every_matrix_once(rnn, tie):
         assert edges[-1] == matrices[name].shape[0]
     rest = rest_parameters(lm, clusters)
     assert plan_size(uniform_plan(clusters, 32), clusters, rest).effective_bits == 32.0
+
+
+def test_inline_keeps_hashes_and_seed_of_the_provenance_alone(lm):
+    plan = uniform_plan(find_clusters(lm), 2)
+    full = {
+        "tool_version": "1",
+        "command_line": "mpq plan",
+        "options": {"seed": 7, "output_dir": "x"},
+        "inputs": {
+            "checkpoint": {"path": "a.pth", "sha256": "a" * 64},
+            "sensitivity": {"path": "s.json", "sha256": "b" * 64},
+            "config": {"path": "config.yaml", "sha256": "c" * 64},
+        },
+        "token_list_sha256": "d" * 64,
+        "text_sha256": "e" * 64,
+    }
+    expected = {
+        "checkpoint_sha256": "a" * 64,
+        "sensitivity_sha256": "b" * 64,
+        "token_list_sha256": "d" * 64,
+        "text_sha256": "e" * 64,
+        "seed": 7,
+    }
+    inline = Plan(plan.clusters, provenance=full).inline()
+    assert inline["provenance"] == expected
+    assert Plan.from_dict(inline).inline() == inline  # the flat record stays as it is
+    flat = Plan(plan.clusters, provenance={**full, "seed": 3, "text_sha256": None})
+    assert flat.source()["seed"] == 3 and "text_sha256" not in flat.source()
+    assert plan.inline() == plan.to_dict(provenance=False)
+    odd = Plan(plan.clusters, provenance={"inputs": [1], "options": "x", "seed": True})
+    assert odd.source() == {}

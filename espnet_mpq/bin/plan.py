@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     from espnet_mpq.bin.planning import Planner
     from espnet_mpq.hosts.espnet.experiment import load_fp_lm
     from espnet_mpq.hosts.espnet.train_config import to_yaml, train_settings
-    from espnet_mpq.io import atomic_write, write_json
+    from espnet_mpq.io import atomic_write, token_list_sha256, write_json
     from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
 
     exp = load_fp_lm(args.lm_exp, args.lm_file)
@@ -95,6 +95,12 @@ def main(args: argparse.Namespace) -> int:
             "sensitivity": args.sensitivity,
             "train_config": args.train_config,
         },
+    )
+    measured = table.provenance if table is not None else {}
+    record.update(
+        token_list_sha256=token_list_sha256(exp.token_list),
+        text_sha256=measured.get("text_sha256"),
+        seed=measured.get("seed", 0) if args.seed is None else args.seed,
     )
     summary = planner.summary(choice, joint)
     record["summary"] = {k: v for k, v in summary.items() if k != "rows"}
