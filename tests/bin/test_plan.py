@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from espnet_mpq.bin.mpq import main
+from espnet_mpq.io import sha256_file, token_list_sha256
 from espnet_mpq.plan import Plan
 
 
@@ -60,6 +61,13 @@ def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
     assert record["inputs"]["sensitivity"]["path"] == str(table)
     assert record["options"]["budget"] == BUDGET
     assert record["summary"]["joint_kl"] > 0
+    assert plan.source() == {
+        "checkpoint_sha256": sha256_file(fp_exp.checkpoint),
+        "token_list_sha256": token_list_sha256(fp_exp.token_list),
+        "text_sha256": planner.table.provenance["text_sha256"],
+        "sensitivity_sha256": sha256_file(table),
+        "seed": planner.table.provenance["seed"],
+    }
 
 
 def test_predicted_size_is_the_size_on_disk(planned, fp_exp, tmp_path):

@@ -9,14 +9,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional, Tuple, Union
+from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 
 from espnet_mpq import __version__
 from espnet_mpq.errors import InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet.experiment import find_checkpoint, find_config, read_config
-from espnet_mpq.io import sha256_bytes, sha256_file, write_json
+from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel, save_packed
 from espnet_mpq.packed.pack import pack_lm, rounded_clusters
@@ -68,7 +68,7 @@ def pack_experiment(
         "command": command,
         "config_sha256": sha256_file(config_path),
         "checkpoint_sha256": sha256_file(checkpoint),
-        **_plan_source(chosen),
+        **_plan_source(chosen, token_list),
     }
     fp_weights = None
     if fp_exp is not None:
@@ -174,15 +174,16 @@ def _choose_plan(plan, config: dict, config_path: Path) -> Plan:
     return Plan.from_dict(inline)
 
 
-def _plan_source(plan: Plan) -> dict:
-    """Seed and input hashes that the plan's provenance records, and the plan's own hash."""
+def _plan_source(plan: Plan, token_list: Sequence[str]) -> Dict[str, Union[str, int]]:
+    """What the plan was made from (Plan.source), with names that tell it from the packed LM."""
     from espnet_mpq.packed.container import canonical_json
 
-    facts = {
-        key: value
-        for key, value in plan.provenance.items()
-        if (key == "seed" or key.endswith("_sha256")) and type(value) in (int, str)
-    }
+    facts = plan.source()
+    if "checkpoint_sha256" in facts:
+        facts["fp_checkpoint_sha256"] = facts.pop("checkpoint_sha256")
+    # The metadata has it already, and the room that is reserved in the header is limited.
+    if facts.get("token_list_sha256") == token_list_sha256(token_list):
+        del facts["token_list_sha256"]
     digest = sha256_bytes(canonical_json(plan.to_dict(provenance=False)).encode("utf-8"))
     return {**facts, "plan_sha256": digest}
 

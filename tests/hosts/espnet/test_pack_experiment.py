@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -18,10 +19,11 @@ from espnet_mpq.clusters import find_clusters, rest_parameters
 from espnet_mpq.errors import FormatError, InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet import pack_experiment as module
 from espnet_mpq.hosts.espnet.pack_experiment import pack_experiment, read_weights
+from espnet_mpq.io import sha256_file, token_list_sha256
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.dequantize import dequantize
-from espnet_mpq.packed.format import load_packed
-from espnet_mpq.plan import ClusterSpec
+from espnet_mpq.packed.format import header_n_bytes, load_packed
+from espnet_mpq.plan import ClusterSpec, plan_size
 
 from packed_models import mixed, uniform  # isort: skip
 
@@ -64,6 +66,46 @@ def quantized_exp(fp_exp, plan_file, packed_dir, tmp_path):
     (folder / "perplexity_test").mkdir()
     (folder / "perplexity_test" / "ppl").write_text("7.5\n")
     return folder
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["plan file", "lm_conf"])
+def test_source_has_what_the_plan_was_made_from(fp_exp, quantized_exp, arch, tmp_path, inline):
+    record = {
+        "inputs": {
+            "checkpoint": {"path": "x.pth", "sha256": "a" * 64},
+            "sensitivity": {"path": "s.json", "sha256": "b" * 64},
+        },
+        "options": {"seed": None},
+        "seed": 1234567,
+        "text_sha256": "c" * 64,
+        "token_list_sha256": token_list_sha256(fp_exp.token_list),
+    }
+    plan = dataclasses.replace(mixed(arch, 1), provenance=record)
+    if inline:
+        config = yaml.safe_load((quantized_exp / "config.yaml").read_text(encoding="utf-8"))
+        config["lm_conf"]["plan"] = plan.inline()
+        (quantized_exp / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    packed = pack_experiment(
+        quantized_exp,
+        tmp_path / "out",
+        plan=None if inline else plan,
+        command="mpq pack --lm_exp " + "long/" * 60,
+    )
+    source = packed.metadata["source"]
+    assert source["seed"] == 1234567 and source["text_sha256"] == "c" * 64
+    assert source["sensitivity_sha256"] == "b" * 64
+    assert source["fp_checkpoint_sha256"] == "a" * 64
+    assert source["checkpoint_sha256"] == sha256_file(quantized_exp / "valid.loss.best.pth")
+    assert packed.metadata["token_list"]["sha256"] == record["token_list_sha256"]
+    assert source["command"].startswith("mpq pack --lm_exp long/")
+    size = plan_size(plan, arch.clusters(), arch.rest(), header_n_bytes(arch, plan))
+    path = tmp_path / "out" / "packed.safetensors"
+    assert size.n_bytes == path.stat().st_size
+    assert load_packed(path).metadata["source"] == source
+    # A list other than the packed one is told apart.
+    other = dataclasses.replace(plan, provenance={**record, "token_list_sha256": "d" * 64})
+    packed = pack_experiment(quantized_exp, tmp_path / "other", plan=other)
+    assert packed.metadata["source"]["token_list_sha256"] == "d" * 64
 
 
 def test_architecture_has_the_parameters_and_clusters_of_the_host_lm(host, tiny_lm, arch):
