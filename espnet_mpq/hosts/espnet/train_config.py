@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from typing import Mapping, Optional
 
 import yaml
@@ -12,6 +14,7 @@ from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.options import AdmmOptions
 
+LOG = logging.getLogger("espnet_mpq")
 # Taken over from the fp LM. Not: data, output, token_list (given on the command line, as for the
 # fp LM), fold_length (the host appends to it) and the scheduler (made for training from scratch).
 INHERITED = (
@@ -41,15 +44,17 @@ INHERITED = (
     "optim_conf",
     "model_conf",
 )
-# Fine-tuning starts where the fp LM ended: smaller steps, fewer epochs.
+# Fine-tuning: half the peak learning rate of the fp LM, fewer epochs.
 LR_FACTOR = 0.5
+# Adam and its kin (optim names with "adam") diverge far above this.
+ADAM_LR_MAX, ADAM_LR_FALLBACK = 1e-2, 1e-3
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 10
 FP_LMS = ("seq_rnn", "mpq_seq_rnn")
 COMMENTS = {
     "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
     "model": "Loss; mpq_lm can distill from the fp LM (mpq_distill).",
     "token_type": "As the fp LM was trained.",
-    "optim": "Optimizer of the fp LM, half its learning rate, no scheduler.",
+    "optim": "Optimizer of the fp LM, half its peak learning rate, no scheduler.",
     "max_epoch": "Epochs, and the model to keep: the best one on the grid.",
     "mpq_gamma": "ADMM: penalty, and its growth per epoch up to mpq_gamma_max.",
     "mpq_dual_period": "Updates between two dual updates, 0 = once per epoch.",
@@ -77,15 +82,18 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
             expected="lm: " + " or ".join(FP_LMS),
         )
     lm_conf = {k: v for k, v in fp["lm_conf"].items() if k != "plan"}
-    lm_conf["plan"] = plan.to_dict(provenance=False)
+    lm_conf["plan"] = plan.inline()
     settings = {"lm": "mpq_seq_rnn", "lm_conf": lm_conf, "model": "mpq_lm"}
     settings.update({k: fp[k] for k in INHERITED if fp.get(k) not in (None, {}, [])})
     if "optim_conf" in settings:
         # Switches that are off differ between torch versions; leaving them out means the same.
-        conf = {k: v for k, v in settings["optim_conf"].items() if v not in (None, False)}
-        if isinstance(conf.get("lr"), float):
-            conf["lr"] = conf["lr"] * LR_FACTOR
-        settings["optim_conf"] = conf
+        conf = settings["optim_conf"].items()
+        conf = {k: v for k, v in conf if v is not None and v is not False}
+        settings["optim_conf"] = {**conf, **_fine_tuning_lr(fp, conf)}
+    for option, package in (("use_tensorboard", "tensorboard"), ("use_matplotlib", "matplotlib")):
+        if settings.get(option) and importlib.util.find_spec(package) is None:
+            LOG.warning("%s is not installed: %s is set to false", package, option)
+            settings[option] = False
     fp_epochs = int(fp.get("max_epoch") or 2 * MOST_EPOCHS)
     settings["max_epoch"] = min(MOST_EPOCHS, max(FEWEST_EPOCHS, (fp_epochs + 1) // 2))
     user = user or {}
@@ -97,6 +105,29 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
     settings.update(admm_settings(max_epoch))
     _merge(settings, user, str(exp.config))
     return settings
+
+
+def _fine_tuning_lr(fp: Mapping, optim_conf: Mapping) -> dict:
+    """{"lr": ...}: LR_FACTOR times the highest rate that the fp LM's schedule reached, or {}."""
+    lr = optim_conf.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+        return {}
+    schedule = fp.get("scheduler_conf") or {}
+    if fp.get("scheduler") == "noamlr":
+        # The rate at the end of the warm-up (espnet2.schedulers.noam_lr).
+        size, steps = schedule.get("model_size", 320), schedule.get("warmup_steps", 25000)
+        lr = lr / (float(size) * float(steps)) ** 0.5
+    elif fp.get("scheduler") == "onecyclelr":
+        lr = schedule.get("max_lr", lr)
+    lr = LR_FACTOR * float(lr)
+    if "adam" in str(fp.get("optim")) and lr > ADAM_LR_MAX:
+        LOG.warning(
+            "half the fp LM's learning rate, %g, is too high for %s: set to %g (--train_config "
+            "with optim_conf: {lr: ...} changes it)",
+            *(lr, fp.get("optim"), ADAM_LR_FALLBACK),
+        )
+        lr = ADAM_LR_FALLBACK
+    return {"lr": lr}
 
 
 def admm_settings(max_epoch: int) -> dict:

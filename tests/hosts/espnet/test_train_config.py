@@ -56,6 +56,45 @@ def test_options_of_the_fp_lm_are_kept_and_softened(exp, plan):
     assert exp.args.lm_conf == {"unit": 16, "nlayers": 2}
 
 
+@pytest.mark.parametrize(
+    "optim, conf, scheduler, scheduler_conf, expected",
+    [
+        ("adamw", {"lr": 0.002, "weight_decay": 0.0}, None, {}, {"lr": 0.001, "weight_decay": 0.0}),
+        ("sgd", {"lr": 20}, None, {}, {"lr": 10.0}),
+        # 1 / sqrt(256 * 400) = 1/320 at the end of the warm-up
+        ("adam", {"lr": 1.0}, "noamlr", {"model_size": 256, "warmup_steps": 400}, {"lr": 1 / 640}),
+        ("adam", {"lr": 1e-4}, "onecyclelr", {"max_lr": 0.004}, {"lr": 0.002}),
+        ("adam", {"lr": 0.1}, None, {}, {"lr": 0.001}),
+        ("adadelta", {"rho": 0.9}, None, {}, {"rho": 0.9}),
+    ],
+)
+def test_learning_rate_is_half_the_peak(
+    exp, plan, optim, conf, scheduler, scheduler_conf, expected
+):
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    exp = changed(
+        exp, optim=optim, optim_conf=conf, scheduler=scheduler, scheduler_conf=scheduler_conf
+    )
+    assert train_settings(exp, plan)["optim_conf"] == pytest.approx(expected)
+
+
+def test_missing_reporting_packages_are_switched_off(exp, plan, monkeypatch):
+    from espnet_mpq.hosts.espnet import train_config
+
+    real = train_config.importlib.util.find_spec
+    monkeypatch.setattr(
+        train_config.importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "tensorboard" else real(name, *a),
+    )
+    exp = changed(exp, use_tensorboard=True, use_matplotlib=True)
+    settings = train_config.train_settings(exp, plan)
+    assert settings["use_tensorboard"] is False and settings["use_matplotlib"] is True
+    user = {"use_tensorboard": True}
+    assert train_config.train_settings(exp, plan, user)["use_tensorboard"] is True
+
+
 @pytest.mark.parametrize("fp_epochs, epochs, finish", [(1, 5, 1), (40, 10, 1), (13, 7, 1)])
 def test_epochs(exp, plan, fp_epochs, epochs, finish):
     from espnet_mpq.hosts.espnet.train_config import train_settings
