@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
+import traceback
 from typing import List, Optional
 
 from espnet_mpq import __version__
@@ -41,7 +43,8 @@ or step by step, with training by the host's own lm_train:
   mpq info exp/lm_packed
 
 Bits of a budget are effective bits: all bytes of the packed file x 8 / weights of the LM.
-Every subcommand takes --config FILE.yaml with the names of its options as keys.
+Every subcommand takes --config FILE.yaml with the names of its options as keys,
+and --debug (or MPQ_DEBUG=1 in the environment) for the traceback of an unexpected error.
 """
 
 
@@ -67,6 +70,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _run(name: str, argv: List[str]) -> int:
     handler = _log_to_stderr()
+    # Apart from the parser, so that it works whatever the other options are.
+    debug = "--debug" in argv or os.environ.get("MPQ_DEBUG", "") not in ("", "0")
+    argv = [word for word in argv if word != "--debug"]
     try:
         from espnet_mpq.bin.options import parse
 
@@ -81,6 +87,13 @@ def _run(name: str, argv: List[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nmpq {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else " (--debug or MPQ_DEBUG=1 shows the traceback)"
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"mpq {name}: internal error: {message}{hint}", file=sys.stderr)
+        return 1
     finally:
         LOG.removeHandler(handler)
         LOG.propagate = True

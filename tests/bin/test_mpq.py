@@ -51,3 +51,23 @@ def test_unknown_subcommand(capsys):
     assert mpq.main(["sensitvity"]) == 2
     error = capsys.readouterr().err
     assert "did you mean 'sensitivity'" in error and error.count("\n") == 1
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_on_demand(capsys, monkeypatch):
+    from espnet_mpq.bin import info
+
+    def broken(args):
+        raise KeyError("lost\nand found")
+
+    monkeypatch.setattr(info, "main", broken)
+    monkeypatch.delenv("MPQ_DEBUG", raising=False)
+    assert mpq.main(["info", "somewhere"]) == 1
+    line = "mpq info: internal error: KeyError: 'lost\\nand found'"
+    hint = " (--debug or MPQ_DEBUG=1 shows the traceback)"
+    assert capsys.readouterr().err == f"{line}{hint}\n"
+    assert mpq.main(["info", "somewhere", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.splitlines()[-1] == line
+    monkeypatch.setenv("MPQ_DEBUG", "1")
+    assert mpq.main(["info", "somewhere"]) == 1
+    assert "Traceback" in capsys.readouterr().err
