@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Optional, Union
 
-from espnet_mpq.errors import InputError, MismatchError, near_matches
+from espnet_mpq.errors import InputError, MismatchError, MpqError, near_matches
 from espnet_mpq.hosts.espnet.registry import register
 
 PACKED_FILE = "packed.safetensors"
@@ -94,7 +94,9 @@ def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experime
         args = argparse.Namespace(**settings)
         try:
             model = LMTask.build_model(args)
-        except (OSError, RuntimeError, TypeError, AttributeError) as error:
+        except MpqError:  # the plugin's own LM, a bad plan for example
+            raise
+        except Exception as error:  # whatever the host raises for odd values, assert included
             raise InputError(
                 f"the LM of {config} cannot be built",
                 found=f"{type(error).__name__}: {error}",
@@ -159,6 +161,32 @@ def read_config(config: Path) -> dict:
             expected="the config.yaml that lm_train wrote",
         )
     return settings
+
+
+def read_token_list(config: Path, value) -> list:
+    """``token_list`` of config.yaml: tokens inline, or a file of them, read as the host does.
+
+    Raises:
+        InputError: neither, or no such file (a relative path counts from the current folder).
+    """
+    if isinstance(value, str):
+        try:
+            # Lines as the host splits them: str.splitlines would split inside tokens too.
+            with open(value, encoding="utf-8") as lines:
+                return [line.rstrip() for line in lines]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the token_list file of {config} cannot be read",
+                found=f"{value}: {getattr(error, 'strerror', None) or error}",
+                todo="run this in the recipe folder, where the LM was trained",
+            ) from error
+    if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
+        raise InputError(
+            f"{config} has no token list",
+            found=repr(value)[:80],
+            expected="a list of tokens, as lm_train writes it, or the path of tokens.txt",
+        )
+    return value
 
 
 def load_strictly(model, checkpoint: Path) -> None:

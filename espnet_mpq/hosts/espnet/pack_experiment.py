@@ -15,7 +15,12 @@ import torch
 
 from espnet_mpq import __version__
 from espnet_mpq.errors import InputError, MismatchError, PlanError
-from espnet_mpq.hosts.espnet.experiment import find_checkpoint, find_config, read_config
+from espnet_mpq.hosts.espnet.experiment import (
+    find_checkpoint,
+    find_config,
+    read_config,
+    read_token_list,
+)
 from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel, save_packed
@@ -57,7 +62,7 @@ def pack_experiment(
     # File names on the command line need not be UTF-8.
     command = command.encode("utf-8", "replace").decode("utf-8")
     config_path, checkpoint, config = _open(lm_exp, lm_file)
-    _check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
+    check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
     token_list = config["token_list"]
     architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list))
     chosen = _choose_plan(plan, config, config_path)
@@ -147,13 +152,7 @@ def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
             found=f"lm: {choice}",
             expected=" or ".join(FLOAT_LMS),
         )
-    token_list = config["token_list"]
-    if not isinstance(token_list, list) or not all(isinstance(t, str) for t in token_list):
-        raise InputError(
-            f"{config_path} has no token list inline",
-            found=repr(token_list)[:80],
-            expected="a list of tokens, as lm_train writes it",
-        )
+    config["token_list"] = read_token_list(config_path, config["token_list"])
     if not isinstance(config["lm_conf"], dict):
         raise InputError(f"{config_path}: bad lm_conf", found=repr(config["lm_conf"])[:80])
     return config_path, checkpoint, config
@@ -205,7 +204,7 @@ def _write_config(path: Path, config: Mapping, architecture: Architecture, plan:
     atomic_write(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
 
-def _check_output(output_dir: Path, sources) -> None:
+def check_output(output_dir: Path, sources) -> None:
     """Refuse to write over an experiment that is not a packed one."""
     if any(output_dir.resolve() == source.resolve() for source in sources):
         raise InputError(

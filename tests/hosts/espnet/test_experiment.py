@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.errors import InputError, MismatchError, PlanError
 
 
 @pytest.fixture
@@ -110,3 +110,41 @@ def test_foreign_and_damaged_checkpoints(load, exp_copy):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="cannot be read as a checkpoint"):
             load(exp_copy)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c["lm_conf"].update(rnn_type="foo"), ("foo",)),
+        (lambda c: c.update(init="foo"), ("foo",)),
+        (lambda c: c["lm_conf"].update(unit="16"), ("16",)),
+        (lambda c: c.update(model="no_such_model"), ("no_such_model",)),
+    ],
+)
+def test_values_that_the_host_cannot_build(load, exp_copy, change, words):
+    path = exp_copy / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(settings)
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load(exp_copy)
+    assert "cannot be built" in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_bad_plan_in_the_config_stays_a_plan_error(load, exp_copy):
+    path = exp_copy / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["lm"] = "mpq_seq_rnn"
+    settings["lm_conf"]["plan"] = {"clusters": {"embedding": {"bits": 2.0}}}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(PlanError, match="2.0"):
+        load(exp_copy)
+
+
+def test_multitask_model_does_not_end_in_a_traceback(load, exp_copy):
+    path = exp_copy / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["model"] = "lm_multitask"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(InputError):
+        load(exp_copy)

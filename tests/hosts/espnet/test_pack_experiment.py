@@ -108,6 +108,27 @@ def test_source_has_what_the_plan_was_made_from(fp_exp, quantized_exp, arch, tmp
     assert packed.metadata["source"]["token_list_sha256"] == "d" * 64
 
 
+def test_token_list_file_is_read_as_the_host_does_and_inlined(
+    fp_exp, plan_file, packed_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "from_file"
+    shutil.copytree(fp_exp.path, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["token_list"] = "data/tokens.txt"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(InputError, match="data/tokens.txt"):
+        pack_experiment(folder, tmp_path / "out", plan=plan_file)
+    (tmp_path / "data").mkdir()
+    text = "".join(f"{token} \n" for token in fp_exp.token_list)  # the host strips the right
+    (tmp_path / "data" / "tokens.txt").write_text(text, encoding="utf-8")
+    pack_experiment(folder, tmp_path / "out", plan=plan_file)
+    written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text(encoding="utf-8"))
+    assert written["token_list"] == fp_exp.token_list
+    new, old = (load_packed(d / "packed.safetensors") for d in (tmp_path / "out", packed_dir))
+    assert new.metadata["token_list"] == old.metadata["token_list"]
+
+
 def test_architecture_has_the_parameters_and_clusters_of_the_host_lm(host, tiny_lm, arch):
     shapes = {n: tuple(p.shape) for n, p in tiny_lm.named_parameters()}
     assert arch.parameter_shapes() == shapes and list(arch.parameter_shapes()) == list(shapes)
