@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
+import shlex
 import sys
 from pathlib import Path
 
+from espnet_mpq.bin.options import parse, read_yaml
 from espnet_mpq.errors import InputError
+from espnet_mpq.io import write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
 
+REPORT_TOKENS = 50000
 HELP = "from an fp LM to a packed LM in one command"
 EXAMPLE = """example:
   mpq quantize exp/lm_train_lm --bits 2.0 --text dump/raw/lm_train.txt --output exp/lm_packed
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--text", required=True, help="training text: plain or `utt text` lines, .gz too")
     add("--output", required=True, help="folder of the packed LM, an LM experiment for ESPnet")
-    add("--no_train", action="store_true", help="no training: post-training quantization, minutes")
+    add("--no_train", action="store_true", help="post-training quantization, a minute or two")
     add("--uniform", action="store_true", help="the same bits for every cluster")
     add("--valid_text", help="text for validation (default: 5%% of --text held out)")
     add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
@@ -55,25 +60,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=200000,
         help="tokens of one training epoch; a larger text is spread over several (200000)",
     )
-    add("--train_config", help="YAML with options of the host's lm_train and mpq_* options")
+    add("--train_config", help="YAML with options of lm_train and mpq_*, which win")
     add("--ngpu", type=int, default=0, help="GPUs for the training")
     add("--seed", type=int, default=0)
 
 
 def main(args: argparse.Namespace) -> None:
     """Run all steps and print the receipt and the perplexities."""
-    _check(args)
+    _check_options(args)
     from espnet_mpq.hosts.espnet import text as host_text
     from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.pack_experiment import check_output
     from espnet_mpq.hosts.espnet.training_run import split_valid, train_lm
 
     work = Path(args.output) / "work"
+    check_output(Path(args.output), [Path(args.lm_exp)])
+    user_options = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
-    sentences = host_text.read_text(args.text, args.text_format)
+    _check_plan(args, exp, user_options)
+    train = valid = host_text.read_text(args.text, args.text_format)
     if args.valid_text:
-        train, valid = sentences, host_text.read_text(args.valid_text, args.text_format)
-    else:
-        train, valid = split_valid(sentences, args.seed)
+        valid = host_text.read_text(args.valid_text, args.text_format)
+    elif not args.no_train:
+        train, valid = split_valid(train, args.seed)
     checkpoint = ["--lm_exp", args.lm_exp, "--lm_file", str(exp.checkpoint.resolve())]
     storage = ["--grid", args.grid, "--tying", args.tying]
     if args.group_size is not None:
@@ -86,35 +95,41 @@ def main(args: argparse.Namespace) -> None:
         plan += ["--uniform", str(int(args.bits)), *storage]
     else:
         table = str(work / "sensitivity.json")
-        _step("1 sensitivity", ["sensitivity", *checkpoint, *text, *storage, "--output", table])
+        _step("sensitivity", ["sensitivity", *checkpoint, *text, *storage, "--output", table])
         plan += ["--sensitivity", table, "--budget", str(args.bits)]
     if args.train_config:
         plan += ["--train_config", args.train_config]
-    _step("2 plan", plan)
+    _step("plan", plan)
 
     pack = ["pack", "--output_dir", args.output, "--fp_exp", args.lm_exp]
     pack += ["--fp_file", str(exp.checkpoint.resolve())]
     if args.no_train:
         pack += [*checkpoint, "--plan", str(work / "plan" / "plan.json")]
     else:
-        print(f"== 3 training (log: {work}/train/train.log)", file=sys.stderr, flush=True)
+        print(f"== training (log: {work}/train/train.log)", file=sys.stderr, flush=True)
         trained = train_lm(
             exp,
             work / "plan" / "train_lm_mpq.yaml",
             train,
             valid,
             work / "train",
+            keep=user_options,
             max_epoch=args.max_epoch,
             epoch_tokens=args.epoch_tokens,
             ngpu=args.ngpu,
             seed=args.seed,
         )
         pack += ["--lm_exp", str(trained)]
-    _step("4 packing", pack)
-    _report(args, exp, valid)
+    _step("packing", pack)
+    if args.valid_text:
+        name = args.valid_text
+    else:
+        name = args.text if args.no_train else f"{len(valid)} held-out sentences of {args.text}"
+    _report(args, exp, valid, name)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read; raises InputError."""
     if args.uniform and args.bits not in QUANTIZED_BITS:
         raise InputError(
             "--uniform gives every cluster the same bits",
@@ -123,41 +138,63 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not 0 < args.bits <= 32:
         raise InputError("--bits", found=f"{args.bits:g}", expected="a budget above 0, at most 32")
+    if not 0 <= args.seed < 2**32:
+        raise InputError("--seed", found=args.seed, expected="0 .. 2^32 - 1")
     for name in ("max_epoch", "epoch_tokens", "sensitivity_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}", found=value, expected="at least 1")
-    if Path(args.output).resolve() == Path(args.lm_exp).resolve():
-        raise InputError("--output is the fp LM's own folder", todo="give another folder")
+    import torch
+
+    if not 0 <= args.ngpu <= torch.cuda.device_count():
+        raise InputError(
+            "--ngpu", found=args.ngpu, expected=f"0 .. {torch.cuda.device_count()} on this machine"
+        )
+
+
+def _check_plan(args: argparse.Namespace, exp, user_options) -> None:
+    """What would stop the later steps, said before the first: LM, grid, budget, train_config."""
+    from espnet_mpq.bin.planning import Planner
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
+    smallest = planner.uniform(1)
+    train_settings(exp, planner.plan(smallest), user_options)
+    least = planner.size(smallest)
+    if not args.uniform and args.bits < least.effective_bits:
+        raise InputError(
+            "the budget is too small for this LM (header, scales and biases count)",
+            found=f"--bits {args.bits:g}",
+            expected=f"at least {least.effective_bits:.4f}, which is {least.n_bytes} bytes",
+        )
 
 
 def _step(title: str, words) -> None:
     """One subcommand, as its own command line would run it."""
-    from espnet_mpq.bin.options import parse
-
-    print(f"== {title}: mpq {' '.join(words)}", file=sys.stderr, flush=True)
+    print(f"== {title}: mpq {shlex.join(words)}", file=sys.stderr, flush=True)
     module = importlib.import_module(f"espnet_mpq.bin.{words[0]}")
     parser = argparse.ArgumentParser(prog=f"mpq {words[0]}")
     module.add_arguments(parser)
     module.main(parse(parser, words[1:]))
 
 
-def _report(args: argparse.Namespace, exp, valid) -> None:
-    """The receipt, and the perplexity of fp and packed LM on the held-out text."""
+def _report(args: argparse.Namespace, exp, valid, text_name: str) -> None:
+    """The receipt, and the perplexity of fp and packed LM on the same sentences."""
     from espnet_mpq.hosts.espnet import perplexity
     from espnet_mpq.hosts.espnet import text as host_text
     from espnet_mpq.hosts.espnet.experiment import load_lm
     from espnet_mpq.packed.receipt import format_receipt
 
     output = Path(args.output)
-    tokenized = host_text.tokenize(exp, valid)
-    numbers = {
-        name: perplexity.measure(lm, tokenized).to_dict()
-        for name, lm in (("fp", exp), ("packed", load_lm(output)))
-    }
-    from espnet_mpq.io import write_json
-
-    write_json(output / "perplexity.json", numbers)
+    tokenized = host_text.tokenize(exp, valid).sample(REPORT_TOKENS, args.seed)
+    lms = {"fp": exp, "packed": load_lm(output)}
+    numbers = {name: perplexity.measure(lm, tokenized).to_dict() for name, lm in lms.items()}
+    write_json(output / "perplexity.json", {"text": text_name, **numbers})
     print(format_receipt(json.loads((output / "receipt.json").read_text(encoding="utf-8"))))
+    print(f"\nperplexity per token on {len(tokenized)} sentences ({text_name}):")
     for name, value in numbers.items():
-        print(f"perplexity {name:<7} {value['ppl']:.4f} +- {value['ppl_stderr']:.4f} per token")
+        error = value["ppl_stderr"]
+        spread = f" +- {error:.4f}" if error is not None and math.isfinite(error) else ""
+        print(f"  {name:<7} {value['ppl']:.4f}{spread}")
+    change = 100 * (numbers["packed"]["ppl"] / numbers["fp"]["ppl"] - 1)
+    print(f"  packed against fp: {change:+.2f} %")

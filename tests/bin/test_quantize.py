@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 
 import pytest
+import yaml
 
 from espnet_mpq.bin import mpq
 from espnet_mpq.plan import Plan
@@ -28,7 +30,7 @@ def test_training_beats_rounding_and_goes_on_where_it_stopped(
     fp_exp, text_file, train_config, tmp_path, capsys
 ):
     rounded, trained = tmp_path / "ptq", tmp_path / "admm"
-    common = ["--text", text_file, "--sensitivity_tokens", 400]
+    common = ["--text", text_file, "--valid_text", text_file, "--sensitivity_tokens", 400]
     # 16 units: scales, biases and the header weigh far more than the codes.
     assert run(fp_exp.path, "--bits", 24, *common, "--output", rounded, "--no_train") == 0
     assert not (rounded / "work" / "train").exists()
@@ -57,9 +59,73 @@ def test_training_beats_rounding_and_goes_on_where_it_stopped(
     assert run(*words) == 0
     assert checkpoint.stat().st_mtime_ns == before
     assert (trained / "packed.safetensors").read_bytes() == first
-    # Other training options: a new run.
+    # The folder written in another way: still the same inputs.
+    assert run(f"{fp_exp.path}/", *words[1:]) == 0
+    assert checkpoint.stat().st_mtime_ns == before
+    # Other training options: a new run, the old one is kept aside.
     assert run(*words, "--seed", 3) == 0
     assert checkpoint.stat().st_mtime_ns != before
+    old = trained / "work" / "train" / "exp.old" / "4epoch.pth"
+    assert old.stat().st_mtime_ns == before
+
+
+def test_another_fp_checkpoint_under_the_same_name_is_trained_anew(
+    fp_exp, text_file, train_config, tmp_path
+):
+    import torch
+
+    fp = tmp_path / "fp"
+    shutil.copytree(fp_exp.path, fp)
+    words = [fp, "--bits", 4, "--uniform", "--text", text_file, "--output", tmp_path / "out"]
+    words += ["--max_epoch", 1, "--train_config", train_config]
+    assert run(*words) == 0
+    first = numbers(tmp_path / "out")
+    state = torch.load(fp / fp_exp.checkpoint.name)
+    state["lm.decoder.bias"] += torch.linspace(-1, 1, len(state["lm.decoder.bias"]))
+    torch.save(state, fp / fp_exp.checkpoint.name)
+    assert run(*words) == 0
+    second = numbers(tmp_path / "out")
+    assert second["fp"]["ppl"] > first["fp"]["ppl"] * 1.02
+    assert second["packed"] != first["packed"]
+
+
+def test_batches_of_the_fp_lm_do_not_starve_the_training(
+    host, make_lm_exp, text_file, tmp_path, monkeypatch
+):
+    fp = make_lm_exp(
+        tmp_path / "fp",
+        n_steps=5,
+        accum_grad=64,
+        num_iters_per_epoch=10000,
+        valid_batch_type="folded",
+    )
+    words = [fp.path, "--bits", 8, "--uniform", "--text", text_file, "--output", tmp_path / "out"]
+    user = tmp_path / "user.yaml"
+    user.write_text("{batch_type: sorted, batch_size: 7, seed: 11, num_workers: 0}\n")
+    assert run(*words, "--max_epoch", 2, "--train_config", user) == 0
+    config = yaml.safe_load((tmp_path / "out/work/train/exp/config.yaml").read_text())
+    assert config["accum_grad"] == 1 and config["num_iters_per_epoch"] is None
+    assert (config["batch_type"], config["batch_size"], config["seed"]) == ("sorted", 7, 11)
+    out = torch_load(tmp_path / "out/work/train/exp/checkpoint.pth")
+    # 57 sentences in 57 // 7 batches (the host spreads the rest), two epochs
+    assert out["optimizers"][0]["mpq_admm"]["n_updates"] == 2 * 8
+
+
+def torch_load(path):
+    import torch
+
+    try:
+        return torch.load(path, weights_only=False)
+    except TypeError:  # torch 1.13
+        return torch.load(path)
+
+
+def test_one_sentence_is_enough_without_training(fp_exp, tmp_path, capsys):
+    text = tmp_path / "one.txt"
+    text.write_text("the cat sees a tree\n")
+    words = ["--bits", 4, "--uniform", "--text", text, "--output", tmp_path / "out"]
+    assert run(fp_exp.path, *words, "--no_train") == 0
+    assert "nan" not in capsys.readouterr().out.split("perplexity per token")[1]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +138,9 @@ def test_training_beats_rounding_and_goes_on_where_it_stopped(
         (["--bits", "20", "--valid_text", "nothing.txt"], ("nothing.txt",)),
         (["--bits", "20", "--lm_file", "none.pth"], ("none.pth",)),
         (["--bits", "20", "--epoch_tokens", "0"], ("epoch_tokens", "at least 1")),
+        (["--bits", "20", "--seed", "-1"], ("--seed", "-1")),
+        (["--bits", "20", "--ngpu", "99"], ("--ngpu", "99")),
+        (["--bits", "20", "--train_config", "nope.yaml"], ("nope.yaml",)),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_no_packed_lm(
@@ -85,3 +154,4 @@ def test_wrong_input_is_one_line_and_leaves_no_packed_lm(
     for word in words:
         assert word in lines[0]
     assert not (output / "packed.safetensors").exists()
+    assert not (output / "work").exists()  # said before the first measurement

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Collection, Dict, List, Optional, Sequence, Tuple, Union
 
-from espnet_mpq.errors import InputError
+from espnet_mpq.errors import InputError, MpqError
 from espnet_mpq.hosts.espnet.experiment import Experiment
 from espnet_mpq.hosts.espnet.registry import register
-from espnet_mpq.hosts.espnet.text import tokenize
+from espnet_mpq.hosts.espnet.text import find_tokenizer_files, tokenize
 from espnet_mpq.io import atomic_write, sha256_bytes, sha256_file
 
+LOG = logging.getLogger("espnet_mpq")
 Sentences = Sequence[Tuple[str, str]]
 BATCH_TOKENS = 1600  # predicted tokens of one update
 VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
@@ -40,6 +43,7 @@ def train_lm(
     valid: Sentences,
     folder: Union[str, Path],
     *,
+    keep: Collection[str] = (),
     max_epoch: Optional[int] = None,
     epoch_tokens: Optional[int] = None,
     ngpu: int = 0,
@@ -49,10 +53,12 @@ def train_lm(
 
     Args:
         exp: the fp LM; its token list and tokenizer are used.
-        config: a training config of the host (train_lm_mpq.yaml of `mpq plan`).
+        config: a training config of the host (train_lm_mpq.yaml of `mpq plan`). Its batches,
+            accumulation and seed are replaced: they were made for the fp LM's data.
         train, valid: (utt, text) pairs.
         folder: gets data/, exp/ (an LM experiment of the host) and train.log. A finished or
-            interrupted run on the same inputs is taken up, one on others is started anew.
+            interrupted run on the same inputs is taken up; one on others moves to exp.old/.
+        keep: options of ``config`` that the user chose, not to be replaced.
         epoch_tokens: tokens per epoch; None or more than there are: the whole text.
 
     Returns:
@@ -66,44 +72,60 @@ def train_lm(
 
     folder = Path(folder).resolve()
     data, output = folder / "data", folder / "exp"
-    words = ["--config", str(config), "--output_dir", str(output), "--resume", "true"]
-    words += ["--init_param", str(exp.checkpoint.resolve()), "--ngpu", str(ngpu)]
-    words += ["--seed", str(seed), "--token_list", str(data / "tokens.txt")]
-    words += _tokenizer_options(exp)
-    n_tokens = 0
     atomic_write(data / "tokens.txt", "".join(f"{token}\n" for token in exp.token_list))
+    tokenizer = find_tokenizer_files(exp.args, str(exp.config))
+    words = ["--token_list", str(data / "tokens.txt"), *_tokenizer_options(exp, tokenizer)]
+    n_tokens = {}
     for name, sentences in (("train", train), ("valid", valid)):
-        n_tokens_here = _write_set(exp, sentences, data / name)
-        n_tokens = n_tokens or n_tokens_here
+        n_tokens[name] = _write_set(exp, sentences, data / name)
         words += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'text'},text,text"]
         words += [f"--{name}_shape_file", str(data / name / "shape")]
-    words += ["--batch_type", "numel", "--batch_bins", str(BATCH_TOKENS)]
-    words += ["--valid_batch_bins", str(4 * BATCH_TOKENS)]
-    if epoch_tokens is not None and epoch_tokens < n_tokens:
-        words += ["--num_iters_per_epoch", str(max(1, epoch_tokens // BATCH_TOKENS))]
-    if max_epoch is not None:
-        words += ["--max_epoch", str(max_epoch)]
-    _drop_other_run(folder, output, [config, *sorted(data.rglob("*"))], words)
-    with _log_file(folder / "train.log"):
+    settings = _settings(n_tokens["train"], keep, max_epoch, epoch_tokens, seed)
+    files = [exp.checkpoint, *tokenizer.values(), *sorted(data.rglob("*"))]
+    _set_aside_other_run(folder, output, config, settings, files)
+    words += [w for name, value in settings.items() for w in (f"--{name}", str(value))]
+    words += ["--config", str(config), "--output_dir", str(output), "--resume", "true"]
+    words += ["--init_param", str(exp.checkpoint.resolve()), "--ngpu", str(ngpu)]
+    log = folder / "train.log"
+    with _log_file(log):
         try:
             LMTask.main(cmd=words)
-        except SystemExit as stop:  # argparse of the host
+        except MpqError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the host, torch or the disk say
+            first = " ".join(str(error).split())[:200]
             raise InputError(
-                "the host refused the training options", found=f"exit status {stop.code}",
-                todo=f"see the message above and {config}",
-            ) from stop
+                "the training stopped",
+                found=f"{type(error).__name__}: {first}",
+                todo=f"see the end of {log}; the same command goes on from the last checkpoint",
+            ) from error
     return output
 
 
-def _tokenizer_options(exp: Experiment) -> List[str]:
-    """The text options of the fp LM, as command line words."""
-    from espnet_mpq.hosts.espnet.text import find_tokenizer_files
+def _settings(n_tokens: int, keep, max_epoch, epoch_tokens, seed: int) -> Dict[str, object]:
+    """Options of the host that fit these texts, but for those in ``keep``."""
+    settings = {"batch_type": "numel", "batch_bins": BATCH_TOKENS}
+    if any(name.startswith("batch_") for name in keep):
+        settings = {}
+    if not any(name.startswith("valid_batch_") for name in keep):
+        settings.update(valid_batch_type="numel", valid_batch_bins=4 * BATCH_TOKENS)
+    n_iters = "none"
+    if epoch_tokens is not None and epoch_tokens < n_tokens:
+        n_iters = max(1, epoch_tokens // BATCH_TOKENS)
+    ours = {"accum_grad": 1, "num_iters_per_epoch": n_iters, "seed": seed}
+    settings.update({name: value for name, value in ours.items() if name not in keep})
+    if max_epoch is not None:
+        settings["max_epoch"] = max_epoch
+    return settings
 
+
+def _tokenizer_options(exp: Experiment, files: Dict[str, str]) -> List[str]:
+    """The text options of the fp LM, as command line words."""
     options = {
         name: getattr(exp.args, name, None)
         for name in ("token_type", "bpemodel", "cleaner", "g2p", "non_linguistic_symbols")
     }
-    options.update(find_tokenizer_files(exp.args, str(exp.config)))
+    options.update(files)
     return [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]
 
 
@@ -118,16 +140,19 @@ def _write_set(exp: Experiment, sentences: Sentences, folder: Path) -> int:
     return sum(n + 1 for _, n in kept)
 
 
-def _drop_other_run(folder: Path, output: Path, files, words: List[str]) -> None:
-    """Remove the traces of a run that had other inputs; a run with these goes on."""
+def _set_aside_other_run(folder: Path, output: Path, config, settings: dict, files) -> None:
+    """Move a run that had other inputs to exp.old; one with these inputs stays and goes on."""
+    import yaml
+
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # comments do not count
     hashes = [sha256_file(f) for f in files if Path(f).is_file()]
-    key = sha256_bytes("\n".join([*words, *hashes]).encode())
+    key = sha256_bytes(json.dumps([options, settings, hashes], sort_keys=True).encode())
     mark = folder / "inputs.sha256"
     if output.exists() and (not mark.is_file() or mark.read_text().strip() != key):
-        import shutil
-
-        shutil.rmtree(output)
-        (folder / "train.log").unlink(missing_ok=True)
+        old = folder / "exp.old"
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        LOG.warning("%s was trained on other inputs or options: moved to %s", output, old.name)
     atomic_write(mark, key + "\n")
 
 
