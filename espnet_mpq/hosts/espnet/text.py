@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import logging
 import random
+import re
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -17,6 +18,7 @@ from espnet_mpq.hosts.espnet.registry import register
 
 LOG = logging.getLogger("espnet_mpq")
 TEXT_FORMATS = ("auto", "plain", "kaldi")
+_JOINED = re.compile(r"[^\W_][-_]+[^\W_]")  # spk-a, dev_clean: letters or digits joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,9 @@ class TokenizedText:
 def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[str, str]]:
     """Read sentences: plain text (one per line) or the host's ``utt text`` lines; .gz too.
 
-    ``auto`` takes ``utt text`` when the first words of all lines differ and nearly all look
-    like identifiers (letters or signs together with digits). Empty sentences are left out and
-    counted in a warning. Plain sentences are named by their line number.
+    ``auto`` takes ``utt text`` when the first words of the lines differ and nearly all look
+    like identifiers (see `guess_format`); a warning says when that is not clear. Empty sentences
+    are left out and counted in a warning. Plain sentences are named by their line number.
 
     Raises:
         InputError: no such file, not UTF-8, or no sentence in it.
@@ -89,8 +91,15 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
     n_lines = len(lines)
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line]
     if text_format == "auto":
-        text_format = guess_format([line for _, line in numbered])
-        LOG.info("%s: read as %s text (--text_format changes this)", path, text_format)
+        text_format, mixed = guess_format([line for _, line in numbered])
+        if mixed:
+            LOG.warning(
+                "%s: read as %s text, but the evidence is mixed (first words like ids, repeated "
+                "ones, bare numbers): give --text_format plain or kaldi",
+                *(path, text_format),
+            )
+        else:
+            LOG.info("%s: read as %s text (--text_format changes this)", path, text_format)
     if text_format == "kaldi":
         pairs = [(line.split(maxsplit=1) + [""])[:2] for _, line in numbered]
         sentences = [(utt, text) for utt, text in pairs if text]
@@ -109,18 +118,39 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
     return sentences
 
 
-def guess_format(lines: Sequence[str]) -> str:
-    """Say "kaldi" when the first words are distinct and 90% of them look like identifiers."""
+def guess_format(lines: Sequence[str]) -> Tuple[str, bool]:
+    """("kaldi" or "plain", whether the evidence is mixed), judged by the first words of all lines.
+
+    "kaldi": under 1% of them are repeated, and they are numbers that rise or are of one width,
+    or 90% look like identifiers: letters or signs with digits, or parts joined by - or _.
+    """
     first = [line.split(maxsplit=1)[0] for line in lines]
-    if not first or len(set(first)) < len(first):
-        return "plain"
-    n_like_ids = sum(_looks_like_id(word) for word in first)
-    return "kaldi" if n_like_ids >= 0.9 * len(first) else "plain"
+    if not first:
+        return "plain", False
+    n_repeated = len(first) - len(set(first))
+    distinct = n_repeated < 0.01 * len(first)
+    # A number or a joined word alone may begin any sentence.
+    several = len(first) > 1
+    if several and all(word.isdecimal() for word in first):
+        numbers = [int(word) for word in first]
+        rising = all(a < b for a, b in zip(numbers, numbers[1:]))
+        one_width = len({len(word) for word in first}) == 1
+        padded = one_width and any(word.startswith("0") for word in first)
+        # Two sentences may well begin with years.
+        if distinct and (padded or (len(first) > 2 and (rising or one_width))):
+            return "kaldi", not (rising or padded) or n_repeated > 0
+        return "plain", distinct
+    n_like_ids = sum(_looks_like_id(word, several) for word in first)
+    if distinct and n_like_ids >= 0.9 * len(first):
+        return "kaldi", n_repeated > 0 or n_like_ids < 0.98 * len(first)
+    return "plain", n_like_ids >= 0.5 * len(first)
 
 
-def _looks_like_id(word: str) -> bool:
+def _looks_like_id(word: str, joined: bool) -> bool:
     has_digit = any(c.isdigit() for c in word)
-    return has_digit and any(not c.isdigit() for c in word)
+    if has_digit and any(not c.isdigit() for c in word):
+        return True
+    return joined and _JOINED.search(word) is not None
 
 
 def _decode(path: Path) -> str:

@@ -40,10 +40,47 @@ def write(path: Path, content) -> Path:
         (["utt1 a", "utt1 b"], "plain"),
         (["1984 was a year", "2001 another"], "plain"),
         (["he said", "she said", "they said", "4th of july"], "plain"),
+        (["0001 HELLO", "0002 WORLD"], "kaldi"),
+        (["9 a", "10 b", "11 c"], "kaldi"),
+        (["spk-a one", "spk-b two"], "kaldi"),
+        (["spk_a one", "spk_b two"], "kaldi"),
+        ([f"utt{n or 1} a" for n in range(500)], "kaldi"),  # one repeated id
+        ([f"utt{n or 1} a" for n in range(50)], "plain"),
+        (["10 men", "9 men", "8 men", "no men"], "plain"),
+        (["well-known facts"], "plain"),
+        (["- hello", "- who is there"], "plain"),
+        (["12 men", "12 angry men"], "plain"),
+        ([], "plain"),
     ],
 )
 def test_guesses_the_format(text, lines, expected):
-    assert text.guess_format(lines) == expected
+    assert text.guess_format(lines)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "lines, mixed",
+    [
+        (["0001 a", "0002 b"], False),
+        (["utt1 a", "utt2 b"], False),
+        (["the cat", "a dog", "4th of july"], False),
+        (["1984 was a year", "2001 another"], True),
+        (["300 a", "200 b", "100 c"], True),  # one width, in no order
+        ([f"utt{n or 1} a" for n in range(500)], True),
+        (["utt1 a", "utt1 b"], True),
+        (["utt1 a", "utt2 b", "hello c"], True),
+    ],
+)
+def test_mixed_evidence_is_a_warning(text, tmp_path, caplog, lines, mixed):
+    assert text.guess_format(lines)[1] == mixed
+    path = write(tmp_path / "text", "\n".join(lines))
+    with caplog.at_level(logging.INFO, "espnet_mpq"):
+        text.read_text(path)
+    level = logging.WARNING if mixed else logging.INFO
+    assert [r.levelno for r in caplog.records] == [level]
+    assert "--text_format" in caplog.text
+    caplog.clear()
+    text.read_text(path, "plain")
+    assert caplog.text == ""
 
 
 def test_reads_plain_kaldi_and_gzip(text, tmp_path, caplog):
