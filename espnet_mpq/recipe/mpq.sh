@@ -33,8 +33,8 @@ force=false          # true: repeat the selected stages although they are finish
 # Language model
 lm_exp=                          # Trained LM of the recipe, e.g. exp/lm_train_lm_en_bpe5000.
 inference_lm=valid.loss.ave.pth  # Its checkpoint.
-lm_train_text=                   # Training text (default: as the LM was trained).
-lm_dev_text=                     # Development text (default: as the LM was trained).
+lm_train_text=                   # Training text, an id before each line (default: as the LM was trained).
+lm_dev_text=                     # Development text, likewise (default: as the LM was trained).
 lm_test_text=                    # Text for perplexity (default: that of the first test set).
 
 # Quantization
@@ -180,7 +180,8 @@ if [ "${stage}" -le 1 ] && [ "${stop_stage}" -ge 1 ]; then
     [ -f "${fp_lm}" ] || die "no ${fp_lm}; give --inference_lm, there are:" \
         "$(cd "${lm_exp}" 2> /dev/null && echo ./*.pth)"
     shapes=$(setting train_shape_file)
-    if [ -n "${shapes}" ] && [ ! -f "${shapes}" ]; then
+    # With --num_splits_lm the shapes are a folder.
+    if [ -n "${shapes}" ] && [ ! -e "${shapes}" ]; then
         log "${shapes} does not exist: the recipe collects the LM statistics again"
         run_recipe lm_stats --stage 6 --stop_stage 6 --lm_exp "${lm_exp}"
     fi
@@ -193,7 +194,9 @@ fi
 # Texts: as given, as the recipe leaves them, or as the fp LM's configuration names them.
 if [ -z "${lm_train_text}" ]; then
     lm_train_text="${data_feats}/lm_train.txt"
-    [ -f "${lm_train_text}" ] || lm_train_text=$(setting train_data_path_and_name_and_type)
+    # The configuration names a folder of split texts if the LM was trained with --num_splits_lm.
+    _text=$(setting train_data_path_and_name_and_type)
+    [ -f "${lm_train_text}" ] || [ ! -f "${_text}" ] || lm_train_text=${_text}
 fi
 [ -n "${lm_dev_text}" ] || lm_dev_text=$(setting valid_data_path_and_name_and_type)
 [ -f "${lm_dev_text}" ] || lm_dev_text=${lm_train_text}
@@ -207,7 +210,7 @@ if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
     log "Stage 2: sensitivity of every cluster to every bit-width: ${sensitivity_json}"
     [ -f "${lm_train_text}" ] || die "no training text '${lm_train_text}'; give --lm_train_text"
     _opts=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}" --text "${lm_train_text}"
-        --max_tokens "${max_tokens}" --seed "${seed}")
+        --text_format kaldi --max_tokens "${max_tokens}" --seed "${seed}")
     # shellcheck disable=SC2206
     [ -z "${bits}" ] || _opts+=(--bits ${bits})
     [ -z "${grid}" ] || _opts+=(--grid "${grid}")
@@ -228,7 +231,8 @@ fi
 if [ "${stage}" -le 3 ] && [ "${stop_stage}" -ge 3 ]; then
     log "Stage 3: plan for ${budget} effective bits: ${plan_dir}"
     _opts=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}" --sensitivity "${sensitivity_json}"
-        --budget "${budget}" --text "${lm_dev_text}" --output_dir "${plan_dir}")
+        --budget "${budget}" --text "${lm_dev_text}" --text_format kaldi
+        --output_dir "${plan_dir}")
     [ -z "${train_config}" ] || _opts+=(--train_config "${train_config}")
     key=$(key_of "${_opts[@]}" "${lm_exp}/config.yaml" "${fp_lm}")
     if ! finished plan "${key}"; then

@@ -83,6 +83,8 @@ def test_whole_road(recipe):
     assert jobs[1][-2:] == ["--merge", "2"]
     plan = options_of(next(c for c in jobs if "plan" in c))
     assert (plan["--budget"], plan["--text"]) == ("2.0", "dump/raw/lm_train.txt")
+    formats = [options_of(c).get("--text_format") for c in (*jobs[:2], jobs[2])]
+    assert formats == ["kaldi"] * 3 and "plan" in jobs[2]
     pack = options_of(next(c for c in jobs if "pack" in c))
     assert pack["--lm_file"] == "valid.loss.best.pth"
     assert (pack["--fp_exp"], pack["--fp_file"]) == ("exp/lm", "valid.loss.ave.pth")
@@ -99,6 +101,26 @@ def test_whole_road(recipe):
     assert "| packed | 1.99 | 0.0000 | 12.50 | 0.00 | 0/0/0 | 1.000 |" in results
     assert "plan/pareto.png" in results
     assert "Successfully finished" in output
+
+
+def test_split_training_text(recipe):
+    """--num_splits_lm: the fp LM's configuration names folders of shapes and of texts."""
+    splits = recipe.path / "exp" / "lm_stats" / "splits2"
+    for name in ("text_shape.char", "lm_train.txt"):
+        (splits / name).mkdir(parents=True)
+    lm = recipe.path / "exp" / "lm"
+    lm.mkdir()
+    (lm / "valid.loss.ave.pth").write_text("fp")
+    (lm / "config.yaml").write_text(
+        "train_data_path_and_name_and_type:\n-   - exp/lm_stats/splits2/lm_train.txt\n"
+        "train_shape_file:\n- exp/lm_stats/splits2/text_shape.char\n"
+    )
+    run(recipe, "--stop_stage", "2")
+    names = stages_run(recipe)
+    assert not [name for name in names if name.startswith("recipe")]
+    (recipe.path / "dump" / "raw" / "lm_train.txt").unlink()
+    output = run(recipe, "--stop_stage", "2", "--tag", "other", ok=False)
+    assert "no training text 'dump/raw/lm_train.txt'; give --lm_train_text" in output
 
 
 def stages_run(recipe):

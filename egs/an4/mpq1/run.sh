@@ -167,7 +167,8 @@ inputs_6="${lm_exp}/${lm_file} ${data}/train/text"
 outputs_6="${mpq_dir}/sensitivity.json ${mpq_dir}/sensitivity.log"
 stage_6() {
     job "${mpq_dir}/sensitivity.log" espnet_mpq.bin.mpq sensitivity --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
-        --ngpu "${mpq_ngpu}" --text "${data}/train/text" --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
+        --ngpu "${mpq_ngpu}" --text "${data}/train/text" --text_format kaldi \
+        --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
     run_jobs "${nj}"
 }
 
@@ -178,7 +179,7 @@ outputs_7="${mpq_dir}/uniform ${mpq_dir}/mixed ${mpq_dir}/plan_uniform.log ${mpq
 stage_7() {
     local plan
     for plan in uniform mixed; do
-        local how=(--uniform "${uniform_bits}" --text "${data}/train/text" --max_tokens "${sensitivity_tokens}")
+        local how=(--uniform "${uniform_bits}" --text "${data}/train/text" --text_format kaldi --max_tokens "${sensitivity_tokens}")
         [ "${plan}" = uniform ] || how=(--sensitivity "${mpq_dir}/sensitivity.json" --budget "${budget}")
         job "${mpq_dir}/plan_${plan}.log" espnet_mpq.bin.mpq plan --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
             "${how[@]}" --train_config "${mpq_config}" --ngpu "${mpq_ngpu}" --output_dir "${mpq_dir}/${plan}"
