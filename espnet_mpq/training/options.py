@@ -75,13 +75,14 @@ class AdmmOptions:
         bounds = {
             "gamma": (0.0, False),
             "gamma_growth": (1.0, True),
-            "gamma_max": (self.gamma, True),
             "dual_period_updates": (0, True),
             "als_rounds": (1, True),
             "eta1": (0.0, False),
             "finish_epochs": (0, True),
             "finish_lr": (0.0, False),
         }
+        if self.gamma_schedule == "growing":  # a constant gamma has no ceiling
+            bounds["gamma_max"] = (self.gamma, True)
         whole = {f.name for f in fields(self) if f.type == "int"}
         for name, (low, inclusive) in bounds.items():
             value = getattr(self, name)

@@ -30,6 +30,12 @@ def test_nonsense_is_refused(name, value):
         AdmmOptions(**{name: value})
 
 
+def test_a_constant_gamma_may_lie_above_the_ceiling_of_a_growing_one():
+    AdmmOptions(gamma=2.0, gamma_schedule="constant")
+    with pytest.raises(InputError, match="gamma_max.*at least 2.0"):
+        AdmmOptions(gamma=2.0, gamma_schedule="growing")
+
+
 def test_defaults_and_bounds_are_accepted():
     AdmmOptions()
     AdmmOptions(gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period_updates=1, finish_epochs=0)
