@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+from importlib import metadata
 from pathlib import Path
 
 from espnet_mpq.io import read_json
@@ -16,6 +19,7 @@ SYSTEMS = (  # name of the folders, name in the table, packed LM that tells its 
     ("mixed", "mixed, quantized", "mixed_packed"),
     ("mixed_packed", "mixed, packed", "mixed_packed"),
 )
+NVIDIA = Path("/proc/driver/nvidia")
 
 
 def system_row(exp: Path, tag: str, name: str, title: str, packed: str | None) -> dict:
@@ -48,6 +52,32 @@ def plan_lines(receipt: dict) -> list[str]:
             f"| {row['relative_error']:.4f} |"
         )
     return lines
+
+
+def made_with(exp: Path) -> list[str]:
+    """Versions, machine, seed and the time of every stage."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("torch", "espnet", "espnet_mpq"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            pass
+    cpu = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        names = [x for x in cpu_info.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    seconds = {
+        int(file.stem): int(file.read_text()) for file in (exp / ".stages").glob("*.seconds")
+    }
+    times = ", ".join(f"{stage}: {seconds[stage]}" for stage in sorted(seconds))
+    return [
+        "## Made with",
+        "",
+        "`make demo` (`./run.sh`); one run, seed 0 everywhere. " + ", ".join(versions) + ".",
+        f"{cpu}, {os.cpu_count()} cores, no GPU." if not NVIDIA.exists() else f"{cpu}, GPU.",
+        f"Seconds per stage: {times}; together {sum(seconds.values())}.",
+    ]
 
 
 def main() -> None:
@@ -83,6 +113,8 @@ def main() -> None:
         "## Bits of the mixed LM",
         "",
         *plan_lines(receipt),
+        "",
+        *made_with(args.exp),
     ]
     args.output.write_text("\n".join(lines) + "\n")
     print(text_table(rows))
