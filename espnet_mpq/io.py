@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,11 +38,21 @@ def atomic_write(path: Union[str, Path], content: Union[bytes, str]) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise InputError(
-            f"cannot write {path} ({len(data)} bytes)",
-            found=error.strerror or str(error),
-            todo="free disk space or choose another folder; nothing was changed",
-        ) from error
+        raise write_error(f"{path} ({len(data)} bytes)", error) from error
+
+
+def write_error(what: object, error: OSError, unchanged: bool = True) -> InputError:
+    """The InputError for a failed write of ``what``; disk space is advised for a full disk only.
+
+    ``unchanged``: whether everything is as it was before.
+    """
+    todo = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        after = "nothing was changed" if unchanged else "then run the command again"
+        todo = f"free disk space or choose another folder; {after}"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        todo = "choose another folder"
+    return InputError(f"cannot write {what}", found=error.strerror or str(error), todo=todo)
 
 
 def sha256_bytes(data: bytes) -> str:

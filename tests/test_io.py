@@ -32,6 +32,33 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.EDQUOT, "free disk space or choose another folder; nothing was changed"),
+        (errno.EFBIG, "free disk space or choose another folder; nothing was changed"),
+        (errno.EROFS, "choose another folder"),
+        (errno.EIO, None),
+    ],
+)
+def test_advice_fits_the_error(tmp_path, monkeypatch, number, words):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(io.os, "fsync", fail)
+    with pytest.raises(InputError) as error:
+        io.atomic_write(tmp_path / "a", b"new")
+    end = os.strerror(number) + (f"; {words}" if words else "")
+    assert str(error.value) == f"cannot write {tmp_path / 'a'} (3 bytes): found {end}"
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="a directory") as error:
+        io.atomic_write(tmp_path / "a", b"new")
+    assert "disk space" not in str(error.value) and os.listdir(tmp_path) == ["a"]
+
+
 def test_read_json_errors(tmp_path):
     with pytest.raises(InputError, match="cannot read .*No such file"):
         io.read_json(tmp_path / "none.json")
