@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -21,6 +17,11 @@ from espnet_mpq.hosts.espnet.experiment import (
     read_config,
     read_token_list,
 )
+from espnet_mpq.hosts.espnet.packed_directory import (
+    PACKED_FILE,
+    check_output,
+    replaced_directory,
+)
 from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel, save_packed
@@ -29,7 +30,6 @@ from espnet_mpq.packed.receipt import receipt
 from espnet_mpq.plan import Plan
 
 LOG = logging.getLogger("espnet_mpq")
-PACKED_FILE = "packed.safetensors"
 PREFIX = "lm."  # ESPnetLanguageModel keeps the LM under this attribute
 FLOAT_LMS = ("seq_rnn", "mpq_seq_rnn")
 
@@ -94,7 +94,7 @@ def pack_experiment(
             worst,
             rounded[worst],
         )
-    with _replaced_directory(output_dir) as folder:
+    with replaced_directory(output_dir) as folder:
         save_packed(folder / PACKED_FILE, packed)
         _write_config(folder / "config.yaml", config, architecture, chosen)
         write_json(folder / "receipt.json", {**receipt(packed), "command": command})
@@ -204,71 +204,9 @@ def _write_config(path: Path, config: Mapping, architecture: Architecture, plan:
     atomic_write(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
 
-def check_output(output_dir: Path, sources) -> None:
-    """Refuse to write over an experiment that is not a packed one."""
-    if any(output_dir.resolve() == source.resolve() for source in sources):
-        raise InputError(
-            f"the output directory {output_dir} is the input", todo="give another --output_dir"
-        )
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file", expected="a directory for --output_dir")
-    config = output_dir / "config.yaml"
-    if config.exists() and not (output_dir / PACKED_FILE).exists():
-        raise InputError(
-            f"{output_dir} holds another experiment",
-            found="config.yaml without packed.safetensors",
-            todo="give another --output_dir",
-        )
-
-
 def _copy_folder(source: Path, target: Path) -> None:
     if source.is_dir():
         target.mkdir(exist_ok=True)
         for path in sorted(source.iterdir()):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
-
-
-@contextlib.contextmanager
-def _replaced_directory(output_dir: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``output_dir`` whose content moves there if all goes well.
-
-    Raises:
-        InputError: something cannot be written; nothing of it stays behind.
-    """
-    temporary = None
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        # Inside an existing directory: it may be a file system of its own.
-        place = output_dir if output_dir.exists() else output_dir.parent
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=place))
-        yield temporary
-        _move_into(temporary, output_dir)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise InputError(
-            f"cannot write {output_dir}",
-            found=error.strerror or error,
-            todo="free disk space or choose another folder; nothing was changed" if full else None,
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move_into(folder: Path, output_dir: Path) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(folder, 0o777 & ~mask)  # mkdtemp makes private folders
-    if not output_dir.exists():
-        os.replace(folder, output_dir)
-        return
-    old, new = output_dir / PACKED_FILE, folder / PACKED_FILE
-    if not old.is_file() or old.read_bytes() != new.read_bytes():
-        # Measured on the model that is being replaced.
-        shutil.rmtree(output_dir / "perplexity_test", ignore_errors=True)
-    for path in sorted(folder.iterdir()):
-        target = output_dir / path.name
-        if path.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        os.replace(path, target)

@@ -1,0 +1,162 @@
+"""The output directory of a packed LM: whose it is, and how new files get into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterable, Iterator, Optional
+
+from espnet_mpq.errors import FormatError, InputError
+from espnet_mpq.io import write_error
+from espnet_mpq.packed import container
+
+PACKED_FILE = "packed.safetensors"
+FOLDERS = ("images", "perplexity_test")
+# In the order in which they are put in place: config.yaml makes the directory an experiment.
+TARGETS = (PACKED_FILE, "receipt.json", *FOLDERS, "config.yaml")
+# What the host's lm_calc_perplexity writes.
+PERPLEXITY_FILES = ("ppl", "base", "utt2nll", "utt2ntokens", "utt2ppl")
+_OUR_LM = re.compile(r"^lm:\s*['\"]?mpq_packed_rnn['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE)
+_MARK = ".mpq-"  # tells our temporary folders from the user's hidden ones
+
+
+def check_output(output_dir: Path, sources: Iterable[Path]) -> None:
+    """Refuse a directory in which `mpq pack` would write over what it did not write.
+
+    Fine are: a new directory, one with other names only, and a packed LM, whole or left half
+    written by a run that was killed.
+
+    Raises:
+        InputError: ``output_dir`` is one of ``sources``, no directory, or has one of our names
+            but is no packed LM, or one of our names is a file instead of a folder or vice versa.
+    """
+    if any(output_dir.resolve() == source.resolve() for source in sources):
+        raise InputError(
+            f"the output directory {output_dir} is the input", todo="give another --output_dir"
+        )
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file", expected="a directory for --output_dir")
+    present = [name for name in TARGETS if os.path.lexists(output_dir / name)]
+    if present and not _is_packed_lm(output_dir):
+        raise InputError(
+            f"{output_dir} holds another experiment"
+            if "config.yaml" in present
+            else f"{output_dir} holds files that mpq did not write",
+            found=", ".join(present),
+            expected="a new directory, or a packed LM to replace",
+            todo="give another output directory",
+        )
+    for name in present:
+        _check_kind(output_dir / name, is_folder=name in FOLDERS)
+
+
+@contextlib.contextmanager
+def replaced_directory(output_dir: Path) -> Iterator[Path]:
+    """A new folder on the disk of ``output_dir`` whose content moves there if all goes well.
+
+    Files of ``output_dir`` that have other names stay.
+
+    Raises:
+        InputError: something cannot be written; no temporary file stays behind.
+    """
+    temporary, moving = None, False
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(output_dir)
+        # Inside an existing directory: it may be a file system of its own.
+        place = output_dir if output_dir.exists() else output_dir.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}{_MARK}", dir=place))
+        yield temporary
+        _check_kinds(temporary, output_dir)
+        moving = True
+        _move_into(temporary, output_dir)
+    except (OSError, InputError) as error:
+        # An error of a file writer names the temporary file: say the user's directory instead.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise write_error(_user_path(cause, temporary, output_dir), cause, not moving) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_packed_lm(folder: Path) -> bool:
+    """Whether a config.yaml or, before there is one, a packed file of ours is in the folder."""
+    config = folder / "config.yaml"
+    try:
+        if os.path.lexists(config):
+            return bool(_OUR_LM.search(config.read_text(encoding="utf-8", errors="replace")))
+        path = folder / PACKED_FILE
+        header, _ = container.split(path.read_bytes(), str(path))
+        container.parse_header(header, str(path))
+    except (OSError, FormatError):
+        return False
+    return True
+
+
+def _check_kind(path: Path, is_folder: bool) -> None:
+    if os.path.lexists(path) and path.is_dir() != is_folder:
+        raise InputError(
+            f"{path} is in the way",
+            found="a folder" if path.is_dir() else "a file",
+            expected="a folder" if is_folder else "a file",
+            todo="move it away or give another output directory; nothing was changed",
+        )
+
+
+def _check_kinds(folder: Path, output_dir: Path) -> None:
+    """Refuse before the first rename what a later one would stumble over."""
+    for path in sorted(folder.rglob("*")):
+        _check_kind(output_dir / path.relative_to(folder), path.is_dir())
+
+
+def _user_path(error: OSError, temporary: Optional[Path], output_dir: Path) -> Path:
+    """The file that the error names, unless it is a temporary one."""
+    name = error.filename
+    if not isinstance(name, str) or temporary is None or str(temporary) in name:
+        return output_dir
+    return Path(name)
+
+
+def _remove_stale(output_dir: Path) -> None:
+    """Temporary folders that killed runs left, in the directory or beside it."""
+    for place in (output_dir, output_dir.parent):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.name.startswith(f".{output_dir.name}{_MARK}") and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_into(folder: Path, output_dir: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(folder, 0o777 & ~mask)  # mkdtemp makes private folders
+    if not output_dir.exists():
+        os.replace(folder, output_dir)
+        return
+    old, new = output_dir / PACKED_FILE, folder / PACKED_FILE
+    if not old.is_file() or old.read_bytes() != new.read_bytes():
+        _forget_perplexity(output_dir / "perplexity_test")
+    for name in TARGETS:
+        path, target = folder / name, output_dir / name
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+            for inner in sorted(path.iterdir()):
+                os.replace(inner, target / inner.name)
+        elif path.exists():
+            os.replace(path, target)
+
+
+def _forget_perplexity(folder: Path) -> None:
+    """Remove what was measured on the model that is being replaced, and nothing else."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name in PERPLEXITY_FILES and path.is_file():
+            path.unlink()
+    if not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
