@@ -1,48 +1,12 @@
-"""The three ADMM steps against closed forms and autograd; swap, checkpoints, AMP."""
-
-import copy
-import io
+"""The three ADMM steps against closed forms and autograd; the swap of weights."""
 
 import pytest
 import torch
+from admm_runs import all_mats, assert_on_grid, start, zero_gradients
 
-from espnet_mpq.clusters import find_clusters, get_mats
-from espnet_mpq.errors import InputError, MismatchError, PlanError
+from espnet_mpq.clusters import find_clusters
 from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
 from espnet_mpq.quant.fake_quant import project_cluster
-from espnet_mpq.training.admm import STATE_KEY, AdmmController
-from espnet_mpq.training.options import AdmmOptions
-
-STATIC = dict(
-    gamma=1e-3, gamma_schedule="constant", dual_period_updates=0, projection="mse", finish_epochs=0
-)
-
-
-def start(lm, plan=None, optimizer=None, n_epochs=10, **options):
-    plan = plan or uniform_plan(find_clusters(lm), 2)
-    optimizer = optimizer or torch.optim.SGD(lm.parameters(), lr=0.1)
-    controller = AdmmController(lm, plan, optimizer, AdmmOptions(**{**STATIC, **options}))
-    controller.start_epoch(n_epochs)
-    return controller, optimizer
-
-
-def zero_gradients(lm):
-    for p in lm.parameters():
-        p.grad = torch.zeros_like(p)
-
-
-def all_mats(controller):
-    return {
-        n: [m.clone() for m in get_mats(controller.lm, c)] for n, c in controller.clusters.items()
-    }
-
-
-def assert_on_grid(lm, plan):
-    for cluster in find_clusters(lm):
-        spec, mats = plan.clusters[cluster.name], get_mats(lm, cluster)
-        if spec.bits < 16:
-            for mat, value in zip(mats, project_cluster(mats, spec).values):
-                torch.testing.assert_close(mat, value, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("tying", ["row", "cluster", "model", "group"])
@@ -270,119 +234,6 @@ def test_float_clusters_train_freely_and_16_bits_round_only_when_stored(small_rn
     assert torch.equal(lm.rnn.weight_hh_l0[8:16], before["rnn.weight_hh_l0"][8:16])
     controller.start_epoch(9)
     assert torch.equal(lm.decoder.weight, before["decoder.weight"])
-
-
-def train(lm, optimizer, controller, cross_entropy, epochs, n_epochs):
-    for epoch in epochs:
-        torch.manual_seed(epoch)
-        controller.start_epoch(n_epochs - epoch + 1)
-        lm.train()
-        for _ in range(5):
-            optimizer.zero_grad()
-            cross_entropy(lm).backward()
-            optimizer.step()
-        controller.end_epoch()
-
-
-@pytest.mark.parametrize("tying", ["row", "cluster"])
-def test_resumed_run_is_bit_identical(small_rnn, cross_entropy, tying):
-    def make():
-        lm = small_rnn(dropout_rate=0.3)
-        clusters = {c.name: ClusterSpec(2, tying=tying) for c in find_clusters(lm)}
-        clusters["output"] = ClusterSpec(16)
-        optimizer = torch.optim.Adam(lm.parameters(), lr=0.01)
-        options = AdmmOptions(gamma=0.05, dual_period_updates=3, projection="als", finish_epochs=2)
-        return lm, optimizer, AdmmController(lm, Plan(clusters), optimizer, options)
-
-    whole, optimizer, controller = make()
-    train(whole, optimizer, controller, cross_entropy, range(1, 6), 5)
-    for stop in (2, 4):  # within ADMM, within the finishing phase
-        lm, optimizer, controller = make()
-        train(lm, optimizer, controller, cross_entropy, range(1, stop + 1), 5)
-        file = io.BytesIO()
-        torch.save({"model": lm.state_dict(), "optimizer": optimizer.state_dict()}, file)
-        file.seek(0)
-        saved = torch.load(file)
-        again, optimizer, controller = make()
-        again.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        train(again, optimizer, controller, cross_entropy, range(stop + 1, 6), 5)
-        for name, value in whole.state_dict().items():
-            assert torch.equal(value, again.state_dict()[name]), (stop, name)
-
-
-def test_state_in_the_optimizer_leaves_the_model_alone(small_rnn, cross_entropy):
-    lm = small_rnn()
-    names = set(lm.state_dict())
-    controller, optimizer = start(lm, optimizer=torch.optim.Adam(lm.parameters()))
-    cross_entropy(lm).backward()
-    optimizer.step()
-    controller.end_epoch()
-    assert set(lm.state_dict()) == names
-    state = optimizer.state_dict()[STATE_KEY]
-    assert state["n_updates"] == 1 and set(state["dual"]) == set(controller.coded)
-    assert state["table"]["codes"]["output"][0].dtype == torch.uint8
-    kept = copy.deepcopy(state)
-    controller.load_state_dict(state)
-    controller.dual["output"][0].add_(1.0)
-    assert torch.equal(state["dual"]["output"][0], kept["dual"]["output"][0])
-
-
-def test_foreign_states_are_refused(small_rnn):
-    lm = small_rnn()
-    controller, optimizer = start(lm)
-    state = optimizer.state_dict()
-    plain = {k: v for k, v in state.items() if k != STATE_KEY}
-    with pytest.raises(MismatchError, match="no ADMM state"):
-        optimizer.load_state_dict(plain)
-    four = small_rnn()
-    _, other = start(four, uniform_plan(find_clusters(four), 4))
-    with pytest.raises(MismatchError, match="another plan"):
-        other.load_state_dict(state)
-    with pytest.raises(PlanError):
-        start(four, Plan({"nowhere": ClusterSpec(2)}))
-    fresh = torch.optim.SGD(four.parameters(), lr=0.1)
-    AdmmController(four, uniform_plan(find_clusters(four), 2), fresh, AdmmOptions())
-    with pytest.raises(InputError, match="start_epoch"):
-        fresh.step()
-
-
-def test_update_skipped_by_the_gradient_scaler_is_skipped_by_admm(small_rnn, cross_entropy):
-    if not hasattr(getattr(torch, "amp", None), "GradScaler"):
-        pytest.skip("this torch has no gradient scaler for CPUs")
-    lm = small_rnn()
-    controller, optimizer = start(lm, gamma=0.3, optimizer=torch.optim.Adam(lm.parameters()))
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    before = copy.deepcopy(lm.state_dict())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy(lm)
-    scaler.scale(loss).backward()
-    lm.decoder.bias.grad[0] = float("inf")
-    scaler.unscale_(optimizer)
-    scaler.step(optimizer)
-    scaler.update()
-    assert controller.n_updates == 0
-    assert all(torch.equal(v, lm.state_dict()[k]) for k, v in before.items())
-    optimizer.zero_grad()
-    scaler.scale(cross_entropy(lm)).backward()
-    scaler.unscale_(optimizer)
-    gradient = lm.decoder.weight.grad.clone()
-    scaler.step(optimizer)
-    assert controller.n_updates == 1
-    expected = gradient + 0.3 * (before["decoder.weight"] - controller.table.values("output")[0])
-    torch.testing.assert_close(lm.decoder.weight.grad, expected)
-
-
-def test_learning_rate_schedulers_see_the_steps(small_rnn, recwarn):
-    lm = small_rnn()
-    optimizer = torch.optim.SGD(lm.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    start(lm, optimizer=optimizer)
-    zero_gradients(lm)
-    optimizer.step()
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == 0.05
-    assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
 
 
 def test_frozen_parameters_stay(small_rnn, cross_entropy):
