@@ -139,7 +139,15 @@ def _wrap_worker(original):
                 )
             from espnet2.train.trainer import Trainer
 
+            own = vars(cls).get("trainer")  # None: inherited
             cls.trainer = Trainer
+            try:
+                return original.__func__(cls, args)
+            finally:  # the host may have put its DeepSpeedTrainer there meanwhile
+                if own is None:
+                    del cls.trainer
+                else:
+                    cls.trainer = own
         return original.__func__(cls, args)
 
     main_worker.mpq_original = original

@@ -116,10 +116,22 @@ def test_deepspeed_gets_the_hosts_own_trainer(host, monkeypatch):
     assert Task.main_worker(args) is host.LMTask.trainer is not Trainer
     args.use_deepspeed = True
     assert Task.main_worker(args) is Trainer
+    assert Task.trainer is host.LMTask.trainer, "the next LM of this process needs ours"
     args.lm = "mpq_seq_rnn"
     with pytest.raises(InputError, match="cannot be trained with deepspeed"):
         Task.main_worker(args)
     assert host.LMTask.trainer is not Trainer
+
+    def failing(cls, args):
+        cls.trainer = object
+        raise RuntimeError("no deepspeed here")
+
+    Task.trainer = ours = host.LMTask.trainer
+    Task.main_worker = registry._wrap_worker(classmethod(failing).__get__(None, Task))
+    args.lm = "seq_rnn"
+    with pytest.raises(RuntimeError, match="no deepspeed here"):
+        Task.main_worker(args)
+    assert Task.trainer is ours
 
 
 def test_init_param_from_an_fp_checkpoint(host, fp_exp, corpus):
