@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Callable, Dict, Optional
 
 import torch
@@ -21,6 +22,7 @@ from espnet_mpq.training.table import (
     stored_mats,
 )
 
+LOG = logging.getLogger("espnet_mpq")
 STATE_KEY = "mpq_admm"
 STATE_VERSION = 1
 
@@ -144,13 +146,14 @@ class AdmmController:
         with_dual = {
             name: [w + u for w, u in zip(weights[name], self.dual[name])] for name in self.coded
         }
-        self.table = project(
+        projected = project(
             with_dual,
             self.plan,
             method=self.options.projection,
             start=self.table,
             rounds=self.options.als_rounds,
         )
+        self.table = projected
         values = stored_coded(self.table)
         for name in self.coded:
             for dual, weight, value in zip(self.dual[name], weights[name], values[name]):
@@ -179,17 +182,27 @@ class AdmmController:
     def start_epoch(self, n_epochs_left: int) -> None:
         """Put the float weights back and begin the finishing phase when it is time.
 
+        A run that is prolonged in or after its finishing phase goes back to the three steps,
+        from the finished table with the dual at zero and the gamma it had reached.
+
         Args:
             n_epochs_left: epochs of the run still to come, the one that starts included.
         """
         self.restore_weights()
         if self.table is None:
-            weights = self._coded_weights()
-            self.table = project(weights, self.plan, method="mse")
-            self.dual = {n: [torch.zeros_like(w) for w in weights[n]] for n in self.coded}
-            self._set_goal(stored_coded(self.table))
-        if self.finishing is None and n_epochs_left <= self.options.finish_epochs:
+            self._open(project(self._coded_weights(), self.plan, method="mse"))
+        is_last = n_epochs_left <= self.options.finish_epochs
+        if self.finishing is None and is_last:
             self._begin_finishing()
+        elif self.finishing is not None and not is_last:
+            LOG.warning(
+                "ADMM: %d epochs to come, --mpq_finish_epochs is %d: the codes, frozen by an "
+                "earlier finishing phase, are trained again",
+                n_epochs_left,
+                self.options.finish_epochs,
+            )
+            self._open(self.finishing.current())
+            self.finishing = None
 
     @torch.no_grad()
     def end_epoch(self) -> None:
@@ -228,8 +241,16 @@ class AdmmController:
             return self.table
         return project(weights, self.plan, method="mse")
 
+    def _open(self, table: Table) -> None:
+        """Start the three steps from a table, with the dual at zero."""
+        values = stored_coded(table)
+        self.table = table
+        self.dual = {n: [torch.zeros_like(v) for v in values[n]] for n in self.coded}
+        self._set_goal(values)
+
     def _begin_finishing(self) -> None:
-        self.finishing = Finishing(self._saved_table(self._coded_weights()), self.options.finish_lr)
+        start = self._saved_table(self._coded_weights())
+        self.finishing = Finishing(start, self.options.finish_lr)
         self.table = self.finishing.table
         self.dual, self.goal = {}, {}
         self.residuals = {"primal": 0.0, "dual": 0.0}

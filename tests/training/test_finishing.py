@@ -1,5 +1,7 @@
 """Finishing phase: codes frozen, gradient of the scales, the rest goes on."""
 
+import copy
+
 import pytest
 import torch
 
@@ -95,3 +97,50 @@ def test_finishing_in_a_run_tunes_scales_and_rest_and_freezes_codes(small_rnn, c
     ratio = lm.rnn.weight_hh_l0[:8].detach() / start["rnn.weight_hh_l0"][:8]
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-5, atol=0)
     assert controller.residuals == {"primal": 0.0, "dual": 0.0}
+
+
+def test_a_prolonged_run_trains_the_codes_again(small_rnn, cross_entropy, caplog):
+    """As if --max_epoch was raised after the last epoch: through a checkpoint, back to ADMM."""
+
+    def make():
+        lm = small_rnn()
+        specs = {c.name: ClusterSpec(2) for c in find_clusters(lm)}
+        optimizer = torch.optim.SGD(lm.parameters(), lr=0.5)
+        options = AdmmOptions(gamma=0.01, dual_period_updates=2, finish_epochs=1)
+        return lm, optimizer, AdmmController(lm, Plan(specs), optimizer, options)
+
+    def epoch(lm, optimizer, controller, n_epochs_left, n_updates=20):
+        controller.start_epoch(n_epochs_left)
+        for _ in range(n_updates):
+            optimizer.zero_grad()
+            cross_entropy(lm).backward()
+            optimizer.step()
+        controller.end_epoch()
+
+    lm, optimizer, controller = make()
+    epoch(lm, optimizer, controller, 1)
+    finished = controller.finishing.current()
+    weights, state = copy.deepcopy(lm.state_dict()), copy.deepcopy(optimizer.state_dict())
+    assert not caplog.records
+
+    lm, optimizer, controller = make()
+    lm.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    controller.start_epoch(3)
+    assert controller.finishing is None and "trained again" in caplog.text
+    for name in controller.coded:
+        for part, value in enumerate(finished.values(name)):
+            assert torch.equal(controller.table.values(name)[part], value)
+            assert torch.equal(controller.goal[name][part], value)
+            assert float(controller.dual[name][part].abs().max()) == 0.0
+    epoch(lm, optimizer, controller, 3)
+    epoch(lm, optimizer, controller, 2)
+    assert controller.residuals["primal"] > 0.0
+    changed = [
+        not torch.equal(new, old)
+        for name in controller.coded
+        for new, old in zip(controller.table.codes[name], finished.codes[name])
+    ]
+    assert any(changed)
+    epoch(lm, optimizer, controller, 1)  # and it finishes once more
+    assert controller.finishing is not None and len(caplog.records) == 1
