@@ -19,6 +19,7 @@ from espnet_mpq.training.table import (
     coded_names,
     project,
     relative_distance,
+    share,
     stored_mats,
 )
 
@@ -153,7 +154,7 @@ class AdmmController:
             start=self.table,
             rounds=self.options.als_rounds,
         )
-        self.table = projected
+        self.table = share(projected)
         values = stored_coded(self.table)
         for name in self.coded:
             for dual, weight, value in zip(self.dual[name], weights[name], values[name]):
@@ -190,7 +191,7 @@ class AdmmController:
         """
         self.restore_weights()
         if self.table is None:
-            self._open(project(self._coded_weights(), self.plan, method="mse"))
+            self._open(share(project(self._coded_weights(), self.plan, method="mse")))
         is_last = n_epochs_left <= self.options.finish_epochs
         if self.finishing is None and is_last:
             self._begin_finishing()
@@ -249,7 +250,7 @@ class AdmmController:
         self._set_goal(values)
 
     def _begin_finishing(self) -> None:
-        start = self._saved_table(self._coded_weights())
+        start = share(self._saved_table(self._coded_weights()))
         self.finishing = Finishing(start, self.options.finish_lr)
         self.table = self.finishing.table
         self.dual, self.goal = {}, {}

@@ -120,6 +120,28 @@ def project(
     return Table(plan, scales, codes)
 
 
+def share(table: Table) -> Table:
+    """The table of the first process, in all processes of a distributed run.
+
+    All processes project equal weights, but sums on a GPU may come in any order, and a table
+    that differs between processes would pull their weights apart for good.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return table
+    if distributed.get_world_size() == 1 or not table.codes:
+        return table
+    return Table(table.plan, _from_first_process(table.scales), _from_first_process(table.codes))
+
+
+def _from_first_process(mats: Mats) -> Mats:
+    every = [mat for parts in mats.values() for mat in parts]
+    flat = torch.cat([mat.reshape(-1) for mat in every])
+    torch.distributed.broadcast(flat, src=0)
+    pieces = iter(flat.split([mat.numel() for mat in every]))
+    return {name: [next(pieces).view(m.shape) for m in parts] for name, parts in mats.items()}
+
+
 def stored_mats(mats: Mats, table: Table) -> Mats:
     """The weights a packed file would hold: αV, float16 clusters rounded, float32 ones as is."""
     stored = {}
