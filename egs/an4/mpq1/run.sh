@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1
 stop_stage=13
 ngpu=0             # GPUs for training and decoding
-nj=2               # jobs at a time, and threads of the ASR training
+nj=2               # jobs at a time
+threads=1          # threads of the ASR and fp LM training; more pays only where nothing else runs
 python=python3     # a python that has the plugin and the host
 mini=false         # tiny models on mini_an4: proves that every stage works, says nothing about accuracy
 data_root="${MPQ_DATA_ROOT:-}" # folder with an4/ and mini_an4/; empty: download
@@ -148,7 +149,7 @@ outputs_4="${asr_exp}"
 stage_4() {
     job "${asr_exp}/train.log" espnet2.bin.asr_train --config "${asr_config}" "${asr_data[@]}" "${asr_shapes[@]}" \
         --ngpu "${ngpu}" --resume true --output_dir "${asr_exp}"
-    run_jobs "${nj}"
+    run_jobs "${threads}"
 }
 
 name_5="fp LM training (log: ${lm_exp}/train.log)"
@@ -158,7 +159,7 @@ outputs_5="${lm_exp}"
 stage_5() {
     job "${lm_exp}/train.log" espnet2.bin.lm_train --config "${lm_config}" "${lm_data[@]}" "${lm_shapes[@]}" \
         --ngpu "${ngpu}" --resume true --output_dir "${lm_exp}"
-    run_jobs "${nj}"
+    run_jobs "${threads}"
 }
 
 name_6="sensitivity of every cluster at 1, 2, 4 and 8 bits"
@@ -169,7 +170,7 @@ stage_6() {
     job "${mpq_dir}/sensitivity.log" espnet_mpq.bin.mpq sensitivity --lm_exp "${lm_exp}" --lm_file "${lm_file}" \
         --ngpu "${mpq_ngpu}" --text "${data}/train/text" --text_format kaldi \
         --max_tokens "${sensitivity_tokens}" --output "${mpq_dir}/sensitivity.json"
-    run_jobs "${nj}"
+    run_jobs "${threads}"
 }
 
 name_7="plans: uniform ${uniform_bits} bit, mixed with ${budget} effective bits"
