@@ -13,7 +13,7 @@ from espnet_mpq.clusters import find_clusters, get_mats, rest_parameters
 from espnet_mpq.errors import InputError, MismatchError, PlanError, near_matches
 from espnet_mpq.io import sha256_file, token_list_sha256
 from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.format import header_n_bytes
+from espnet_mpq.packed.metadata import header_n_bytes, least_header_n_bytes
 from espnet_mpq.plan import ClusterSpec, Plan, PlanSize, cluster_n_bytes, plan_size
 from espnet_mpq.search import allocate as search
 from espnet_mpq.sensitivity.table import SensitivityTable
@@ -143,32 +143,38 @@ class Planner:
     def allocate(self, budget_n_bytes: int) -> search.Point:
         """The exact optimum whose whole file fits the budget.
 
-        The header's length depends on the plan by a few bytes: the fixed bytes are those of the
-        smallest plan, and grow by what the solution exceeds the budget until it fits.
+        The header is no exact sum over clusters (decimal places of offsets, padding), so choices
+        are tried by rising harm under a lower bound of their size until one really fits.
 
         Raises:
             InputError: nothing fits; says the smallest possible budget.
         """
-        n_bytes, harm = self.cluster_n_bytes(), self._harm()
-        smallest = {name: min(row, key=row.get) for name, row in n_bytes.items()}
-        fixed = self.fixed_n_bytes(smallest)
-        least = self.size(smallest)
-        if least.n_bytes > budget_n_bytes:
-            raise InputError(
-                "the budget is too small for any plan",
-                found=f"{budget_n_bytes} bytes = {8 * budget_n_bytes / self.n_weights:.4f}"
-                " effective bits (whole file: header, float parameters and scales too)",
-                expected=f"at least {least.n_bytes} bytes = {least.effective_bits:.4f}",
-            )
-        while True:
-            try:
-                point = search.allocate(harm, n_bytes, fixed, budget_n_bytes)
-            except InputError:  # only the smallest plan's header is short enough
-                return search.Point(least.n_bytes, self.predicted(smallest), smallest)
+        n_bytes, fixed = self.least_n_bytes()
+        harm = self._harm()
+        for point in search.by_harm(harm, n_bytes, fixed, budget_n_bytes):
             true = self.size(point.choice).n_bytes
             if true <= budget_n_bytes:
                 return dataclasses.replace(point, n_bytes=true)
-            fixed += true - budget_n_bytes
+        smallest = {name: min(row, key=row.get) for name, row in n_bytes.items()}
+        least = self.size(smallest)
+        raise InputError(
+            "the budget is too small for any plan",
+            found=f"{budget_n_bytes} bytes = {8 * budget_n_bytes / self.n_weights:.4f}"
+            " effective bits (whole file: header, float parameters and scales too)",
+            expected=f"at least {least.n_bytes} bytes = {least.effective_bits:.4f}",
+        )
+
+    def least_n_bytes(self) -> Tuple[Dict[str, Dict[int, int]], int]:
+        """(cluster -> bits -> bytes, fixed bytes); their sum is at most the true size of a file."""
+        own = self.cluster_n_bytes()
+        spec_of = {bits: self._spec(bits) for row in own.values() for bits in row}
+        fixed, header = least_header_n_bytes(self.architecture, spec_of, self.scale_dtype)
+        rest = 4 * sum(math.prod(shape) for _, shape in self.rest)
+        least = {
+            name: {bits: n + header[name][bits] for bits, n in row.items()}
+            for name, row in own.items()
+        }
+        return least, fixed + rest
 
     def predicted(self, choice: Choice) -> Optional[float]:
         """Sum of the clusters' harms, None where the table has no entry."""

@@ -31,6 +31,9 @@ class TensorSpec:
         return DTYPES[self.dtype][1] * prod(self.shape)
 
 
+SHARED = "model/"  # names of the scales that clusters share
+
+
 def codes_name(cluster: Cluster, part: Part) -> str:
     return f"{cluster.name}/{part.parameter}.codes"
 
@@ -43,7 +46,7 @@ def weight_name(cluster: Cluster, part: Part) -> str:
 def scales_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
     """The tensor that holds the scales of a part; shared by tyings "cluster" and "model"."""
     if spec.tying == "model":
-        return f"model/{spec.bits}-{spec.grid}/scale"
+        return f"{SHARED}{spec.bits}-{spec.grid}/scale"
     if spec.tying == "cluster":
         return f"{cluster.name}/scale"
     return f"{cluster.name}/{part.parameter}.scales"

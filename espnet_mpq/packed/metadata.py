@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from espnet_mpq.errors import FormatError, MpqError
@@ -15,8 +16,8 @@ from espnet_mpq.packed.container import (
     header_json,
     round_up,
 )
-from espnet_mpq.packed.layout import TensorSpec, tensor_specs
-from espnet_mpq.plan import Plan
+from espnet_mpq.packed.layout import SHARED, TensorSpec, cluster_tensors, tensor_specs
+from espnet_mpq.plan import ClusterSpec, Plan
 
 FORMAT = "espnet_mpq.packed"
 VERSION = 1
@@ -127,7 +128,58 @@ def header_n_bytes(architecture: Architecture, plan: Plan) -> int:
     RESERVED_N_BYTES; pack_lm shortens a long command line to that end.
     """
     specs = tensor_specs(architecture, plan)
-    metadata = build(
+    metadata = _blank(architecture, plan, specs)
+    return PREFIX_N_BYTES + len(header_bytes(specs, metadata))
+
+
+def least_header_n_bytes(
+    architecture: Architecture, spec_of: Mapping[int, ClusterSpec], scale_dtype: str
+) -> Tuple[int, Dict[str, Dict[int, int]]]:
+    """(fixed bytes, cluster -> bits -> bytes) whose sum no plan's header falls below.
+
+    The header is a sum over clusters but for what is bounded from below here: the digits of
+    the tensors' places in the file, scales that clusters share, padding to a multiple of 8.
+
+    Args:
+        spec_of: bits -> spec, the choices for every cluster.
+    """
+    clusters = architecture.clusters()
+    rest_n_bytes = 4 * sum(prod(shape) for _, shape in architecture.rest())
+    base = {cluster.name: next(iter(spec_of.values())) for cluster in clusters}
+    base_n_bytes = _text_n_bytes(architecture, Plan(base, scale_dtype))
+    own: Dict[str, Dict[int, int]] = {}
+    for cluster in clusters:
+        own[cluster.name] = {}
+        for bits, spec in spec_of.items():
+            plan = Plan({**base, cluster.name: spec}, scale_dtype)
+            digits = 0
+            for tensor in cluster_tensors(cluster, spec, scale_dtype):
+                if not tensor.name.startswith(SHARED):
+                    # All of the float32 rest comes before other dtypes.
+                    start = 0 if tensor.dtype == "F32" else rest_n_bytes
+                    digits += len(f"{start}{start + tensor.n_bytes}")
+            own[cluster.name][bits] = _text_n_bytes(architecture, plan) - base_n_bytes + digits
+    start, digits = 0, 0
+    for _, shape in sorted(architecture.rest()):
+        digits += len(f"{start}{start + 4 * prod(shape)}")
+        start += 4 * prod(shape)
+    return PREFIX_N_BYTES + RESERVED_N_BYTES + base_n_bytes + digits, own
+
+
+def _text_n_bytes(architecture: Architecture, plan: Plan) -> int:
+    """Length of the bare header without the digits of offsets and without shared scales."""
+    specs = [s for s in tensor_specs(architecture, plan) if not s.name.startswith(SHARED)]
+    metadata = {**_blank(architecture, plan, specs), **RESERVED}
+    offset, digits = 0, 0
+    for spec in specs:
+        digits += len(f"{offset}{offset + spec.n_bytes}")
+        offset += spec.n_bytes
+    return len(header_json(specs, metadata)) - digits
+
+
+def _blank(architecture: Architecture, plan: Plan, specs: Sequence[TensorSpec]) -> dict:
+    """Metadata as long as the real ones, but for what `RESERVED` makes room for."""
+    return build(
         architecture,
         plan,
         token_list={"n_tokens": architecture.vocab_size, "sha256": "0" * 64},
@@ -137,7 +189,6 @@ def header_n_bytes(architecture: Architecture, plan: Plan) -> int:
         error_reference="",
         tensors={spec.name: "0" * 64 for spec in specs},
     )
-    return PREFIX_N_BYTES + len(header_bytes(specs, metadata))
 
 
 def check(metadata: dict, path: str) -> Tuple[Architecture, Plan, List[TensorSpec]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -92,6 +93,46 @@ def pareto_front(
         )
         for i, (size, total) in enumerate(zip(sizes, harms))
     ]
+
+
+def by_harm(
+    harm: Table, n_bytes: Table, fixed_n_bytes: int, budget_n_bytes: int
+) -> Iterator[Point]:
+    """All choices that fit, by rising harm: for costs that ``n_bytes`` bounds from below only.
+
+    Best-first search; the exact front of the clusters still open tells what can be reached, so
+    no step is wasted. Arguments as in `allocate`; raises InputError for malformed tables.
+    """
+    names, all_bits = _check(harm, n_bytes)
+    room = budget_n_bytes - fixed_n_bytes
+    fronts = [(np.zeros(1, np.int64), np.zeros(1))]  # of the last 0, 1, 2... clusters
+    smallest_before = sum(min(n_bytes[name].values()) for name in names)
+    for name, bits in zip(reversed(names), reversed(all_bits)):
+        smallest_before -= min(n_bytes[name].values())
+        sizes, harms = fronts[-1]
+        sizes = (sizes[:, None] + np.array([n_bytes[name][b] for b in bits], np.int64)).ravel()
+        harms = (harms[:, None] + np.array([harm[name][b] for b in bits])).ravel()
+        order = np.lexsort((harms, sizes))
+        order = order[sizes[order] <= room - smallest_before]  # bytes may be negative
+        order = order[_falls(harms[order])]
+        fronts.append((sizes[order], harms[order]))
+
+    def entry(chosen: Tuple[int, ...], size: int, total: float):
+        sizes, harms = fronts[len(names) - len(chosen)]
+        k = int(np.searchsorted(sizes, room - size, side="right")) - 1
+        return (total + harms[k], size + int(sizes[k]), chosen, size, total) if k >= 0 else None
+
+    heap = [e for e in [entry((), 0, 0.0)] if e]
+    while heap:
+        _, _, chosen, size, total = heapq.heappop(heap)
+        if len(chosen) == len(names):
+            yield Point(size + fixed_n_bytes, float(total), dict(zip(names, chosen)))
+            continue
+        name, bits = names[len(chosen)], all_bits[len(chosen)]
+        for b in bits:
+            following = entry((*chosen, b), size + n_bytes[name][b], total + harm[name][b])
+            if following:
+                heapq.heappush(heap, following)
 
 
 def repair(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 
 import pytest
 import yaml
 
 from espnet_mpq.bin.mpq import main
+from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file, token_list_sha256
 from espnet_mpq.plan import Plan
 
@@ -68,6 +70,37 @@ def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
         "sensitivity_sha256": sha256_file(table),
         "seed": planner.table.provenance["seed"],
     }
+
+
+@pytest.mark.parametrize("tying", ["row", "model"])
+def test_allocation_is_the_brute_force_optimum_over_true_file_sizes(make_lm_exp, tmp_path, tying):
+    """16 bits shorten the header by a tensor per cluster, which a few clusters feel."""
+    from espnet_mpq.bin.planning import Planner
+    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.sensitivity.table import Entry, SensitivityTable
+
+    conf = {"unit": 4, "nlayers": 1, "rnn_type": "gru", "tie_weights": True}
+    exp = load_fp_lm(make_lm_exp(tmp_path / "lm", lm_conf=conf, n_steps=1).path)
+    planner = Planner(exp, None, tying=tying)
+    names, all_bits = [c.name for c in planner.clusters], (1, 2, 4, 8, 16)
+    draw = random.Random(3)
+    planner.table = SensitivityTable({}, "kl")
+    for name in names:
+        for bits in all_bits:  # neither convex nor quite falling
+            planner.table.add(name, bits, Entry(draw.random() / bits, 0.0, 0.0))
+    sizes, harms = {}, {}
+    n_bytes, fixed = planner.least_n_bytes()
+    for bits in itertools.product(all_bits, repeat=len(names)):
+        choice = dict(zip(names, bits))
+        sizes[bits], harms[bits] = planner.size(choice).n_bytes, planner.predicted(choice)
+        assert fixed + sum(n_bytes[n][b] for n, b in choice.items()) <= sizes[bits]
+    for budget in range(min(sizes.values()), max(sizes.values()) + 16, 13):
+        point = planner.allocate(budget)
+        best = min(harm for bits, harm in harms.items() if sizes[bits] <= budget)
+        assert point.n_bytes == planner.size(point.choice).n_bytes <= budget
+        assert point.harm == pytest.approx(best, abs=1e-12)
+    with pytest.raises(InputError, match=f"at least {min(sizes.values())} bytes"):
+        planner.allocate(min(sizes.values()) - 1)
 
 
 def test_predicted_size_is_the_size_on_disk(planned, fp_exp, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.search.allocate import allocate, pareto_front, repair
+from espnet_mpq.search.allocate import allocate, by_harm, pareto_front, repair
 
 BITS = (1, 2, 4, 8)
 
@@ -53,6 +53,23 @@ def test_allocate_is_brute_force(table, fixed, budget):
     assert (point.harm, point.n_bytes) == min(fitting)
     assert point.n_bytes == fixed + sum(n_bytes[n][b] for n, b in point.choice.items())
     assert point.harm == sum(harm[n][point.choice[n]] for n in harm)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables(), st.integers(0, 5), st.integers(0, 80))
+def test_by_harm_lists_all_that_fit_best_first(table, fixed, budget):
+    harm, n_bytes = table
+    # Bytes less some base may be negative.
+    n_bytes = {n: {b: size - 5 for b, size in row.items()} for n, row in n_bytes.items()}
+    fixed += 5 * len(n_bytes)
+    fitting = sorted((h, s) for s, h in enumerate_all(harm, n_bytes, fixed) if s <= budget)
+    points = list(by_harm(harm, n_bytes, fixed, budget))
+    assert sorted((p.harm, p.n_bytes) for p in points) == fitting
+    assert len({tuple(p.choice.items()) for p in points}) == len(points)
+    for a, b in zip(points, points[1:]):
+        assert a.harm <= b.harm + 1e-12
+    for p in points:
+        assert p.harm == sum(harm[n][p.choice[n]] for n in harm)
 
 
 @settings(max_examples=300, deadline=None)
