@@ -44,7 +44,7 @@ def check_weights(
     """
     shapes = architecture.parameter_shapes()
     weights = dict(weights)
-    if architecture.tie_weights and "decoder.weight" in weights:
+    if architecture.tie_weights and {"encoder.weight", "decoder.weight"} <= set(weights):
         if not torch.equal(weights.pop("decoder.weight"), weights["encoder.weight"]):
             raise MismatchError(
                 "tie_weights is set but the checkpoint's encoder.weight and decoder.weight differ",

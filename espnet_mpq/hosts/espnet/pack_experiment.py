@@ -130,6 +130,14 @@ def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
             expected=f"names that start with {PREFIX}",
             todo="give valid.loss.best.pth of an LM experiment",
         )
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise MismatchError(
+                f"{checkpoint}: {name} is no weight",
+                found=value.dtype if isinstance(value, torch.Tensor) else type(value).__name__,
+                expected="a tensor of floating-point numbers",
+                todo="give valid.loss.best.pth of an LM experiment",
+            )
     return {name[len(PREFIX) :]: tensor for name, tensor in state.items()}
 
 

@@ -302,6 +302,17 @@ def test_wrong_inputs(fp_exp, packed_dir, plan_file, quantized_exp, arch, tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "value, found",
+    [(3, "int"), ([0.5], "list"), ({"a": 1}, "dict"), (torch.ones(2, dtype=torch.int64), "int64")],
+    ids=str,
+)
+def test_checkpoint_whose_values_are_no_weights(tmp_path, value, found):
+    torch.save({"lm.encoder.weight": torch.ones(2, 2), "lm.decoder.bias": value}, tmp_path / "x")
+    with pytest.raises(MismatchError, match=f"x: lm.decoder.bias is no weight: found .*{found}"):
+        read_weights(tmp_path / "x")
+
+
 def test_host_refuses_what_does_not_belong_together(host, fp_exp, packed_dir, arch, tmp_path):
     config, packed_file = packed_dir / "config.yaml", packed_dir / "packed.safetensors"
     load = host.LMTask.build_model_from_file
