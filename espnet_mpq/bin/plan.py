@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     if meter is not None:
         joint = planner.joint(meter, choice)
         predicted = planner.predicted(choice)
-        if args.repair and point and predicted and joint[0] > NOT_ADDITIVE * predicted:
+        if args.repair and point and _add_up_badly(joint[0], predicted):
             LOG.info(
                 "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
                 *(joint[0], NOT_ADDITIVE, predicted),
@@ -119,6 +119,11 @@ def main(args: argparse.Namespace) -> int:
     print(f"\n{folder}: {', '.join(written)}")
     print(_next_step(folder, exp))
     return 0
+
+
+def _add_up_badly(joint_kl: float, predicted: Optional[float]) -> bool:
+    """Whether the sum is far off; without a positive sum (rounding, kl_printed) no ratio says."""
+    return predicted is not None and predicted > 0 and joint_kl > NOT_ADDITIVE * predicted
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -200,7 +205,7 @@ def format_summary(summary: Dict) -> str:
     else:
         joint = _with_error(summary["joint_kl"], summary["joint_kl_stderr"])
         line = f"joint KL (measured): {joint}"
-        if summary["predicted"]:
+        if summary["predicted"] and summary["predicted"] > 0:
             line += f", {summary['joint_kl'] / summary['predicted']:.2f} x the sum"
         lines.append(line)
     return "\n".join(lines)
