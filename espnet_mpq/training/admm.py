@@ -184,7 +184,8 @@ class AdmmController:
         """Put the float weights back and begin the finishing phase when it is time.
 
         A run that is prolonged in or after its finishing phase goes back to the three steps,
-        from the finished table with the dual at zero and the gamma it had reached.
+        from the finished table, with the dual at zero and a gamma that grows again to what
+        it had reached.
 
         Args:
             n_epochs_left: epochs of the run still to come, the one that starts included.
@@ -204,6 +205,11 @@ class AdmmController:
             )
             self._open(self.finishing.current())
             self.finishing = None
+            if self.options.gamma_schedule == "growing":
+                # At the gamma of a run's end the codes hardly move.
+                n_epochs = n_epochs_left - self.options.finish_epochs
+                lower = self.gamma * float(self.options.gamma_growth) ** -n_epochs
+                self.gamma = max(lower, self.options.gamma)
 
     @torch.no_grad()
     def end_epoch(self) -> None:

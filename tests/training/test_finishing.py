@@ -107,7 +107,9 @@ def test_a_prolonged_run_trains_the_codes_again(small_rnn, cross_entropy, caplog
         specs = {c.name: ClusterSpec(2) for c in find_clusters(lm)}
         optimizer = torch.optim.SGD(lm.parameters(), lr=0.5)
         options = AdmmOptions(gamma=0.01, dual_period_updates=2, finish_epochs=1)
-        return lm, optimizer, AdmmController(lm, Plan(specs), optimizer, options)
+        controller = AdmmController(lm, Plan(specs), optimizer, options)
+        controller.gamma = 0.8  # as after some epochs
+        return lm, optimizer, controller
 
     def epoch(lm, optimizer, controller, n_epochs_left, n_updates=20):
         controller.start_epoch(n_epochs_left)
@@ -128,6 +130,7 @@ def test_a_prolonged_run_trains_the_codes_again(small_rnn, cross_entropy, caplog
     optimizer.load_state_dict(state)
     controller.start_epoch(3)
     assert controller.finishing is None and "trained again" in caplog.text
+    assert controller.gamma == pytest.approx(0.8 / 4**2)  # two epochs of ADMM, and it is back
     for name in controller.coded:
         for part, value in enumerate(finished.values(name)):
             assert torch.equal(controller.table.values(name)[part], value)

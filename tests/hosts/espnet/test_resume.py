@@ -10,9 +10,10 @@ import signal
 
 import pytest
 import torch
-from lm_runs import ADMM, EXTRA, PLAN, assert_same
+from lm_runs import ADMM, EXTRA, PLAN, assert_same, checkpoint
 
 from espnet_mpq.errors import FormatError, MismatchError
+from espnet_mpq.training.admm import STATE_KEY
 
 
 @pytest.mark.parametrize("options", [ADMM, dict(EXTRA, accum_grad=2)], ids=["plain", "extra"])
@@ -51,6 +52,19 @@ def in_child(function):
         child.kill()
         pytest.fail("child process hangs")
     return child.exitcode
+
+
+def test_raised_max_epoch_leaves_the_finishing_phase(train, fp, whole, tmp_path):
+    folder = tmp_path / "lm"
+    shutil.copytree(whole, folder, symlinks=True)
+    train(folder, PLAN, init_param=[str(fp)], **dict(ADMM, max_epoch=6))
+    saved = checkpoint(folder)
+    stats = saved["reporter"]["stats"]
+    assert stats[3]["valid"]["admm_primal"] == 0.0 < stats[4]["valid"]["admm_primal"]
+    assert stats[6]["valid"]["admm_primal"] == 0.0
+    before = checkpoint(whole)["optimizers"][0][STATE_KEY]["finishing"]["start"]["codes"]
+    after = saved["optimizers"][0][STATE_KEY]["finishing"]["start"]["codes"]
+    assert any(not torch.equal(a, b) for n in before for a, b in zip(before[n], after[n]))
 
 
 @pytest.mark.parametrize("moment", ["in the epoch", "in checkpoint.pth", "before 2epoch.pth"])
