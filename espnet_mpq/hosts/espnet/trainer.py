@@ -20,6 +20,7 @@ from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.hosts.espnet import checkpoints
 from espnet_mpq.hosts.espnet.model import MpqLanguageModel
 from espnet_mpq.hosts.espnet.replay import Replay
+from espnet_mpq.hosts.espnet.run_checks import check_start, check_updates, refuse_unsupported
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.options import AdmmOptions
 from espnet_mpq.training.table import project_lm
@@ -148,21 +149,24 @@ class MpqTrainer(Trainer):
         if plan is None:
             super().run(**arguments)
             return
-        _refuse_unsupported(optimizers, trainer_options)
+        refuse_unsupported(optimizers, trainer_options)
         admm = trainer_options.admm()
-        _attach_teacher(model, trainer_options)
+        _attach_teacher(model, trainer_options, distributed_option)
         output_dir = Path(trainer_options.output_dir)
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
         if first and trainer_options.resume:
             checkpoints.recover(output_dir)
         if distributed_option.distributed:
             torch.distributed.barrier()
-        cls._controller = AdmmController(model.lm, plan, optimizers[0], admm)
-        cls._options = trainer_options
+        if not (trainer_options.resume and (output_dir / checkpoints.CHECKPOINT).exists()):
+            check_start(plan, trainer_options.init_param)
+        controller = AdmmController(model.lm, plan, optimizers[0], admm)
+        cls._controller, cls._options = controller, trainer_options
         try:
             super().run(**arguments)
         finally:
             cls._controller = cls._options = None
+        check_updates(controller, trainer_options)
         if first:
             checkpoints.project_averages(output_dir, model, lambda lm: project_lm(lm, plan))
             checkpoints.forget_previous(output_dir)
@@ -241,17 +245,17 @@ def _is_first_process() -> bool:
     return not distributed or torch.distributed.get_rank() == 0
 
 
-def _refuse_unsupported(optimizers, options) -> None:
-    if len(optimizers) != 1:
-        raise InputError("training with a plan", found=f"{len(optimizers)} optimizers", expected=1)
-    for name in ("sharded_ddp", "use_adapter"):
-        if getattr(options, name, False):
-            raise InputError(f"training with a plan: --{name}", found=True, expected=False)
-
-
-def _attach_teacher(model, options: MpqTrainerOptions) -> None:
+def _attach_teacher(model, options: MpqTrainerOptions, distributed_option) -> None:
     if options.mpq_distill == 0.0:
         return
+    if distributed_option.ngpu > 1 and not distributed_option.distributed:
+        # DataParallel copies the model to every GPU, but not the teacher, which is no part of it.
+        raise InputError(
+            "--mpq_distill in one process",
+            found=f"--ngpu {distributed_option.ngpu}",
+            expected="one process per GPU",
+            todo="add --multiprocessing_distributed true, or give --ngpu 1",
+        )
     if not isinstance(model, MpqLanguageModel):
         raise InputError(
             "--mpq_distill", found=type(model).__name__, expected="--model mpq_lm in the config"
