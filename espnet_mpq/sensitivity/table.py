@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError
 from espnet_mpq.io import read_json, write_json
+from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
@@ -26,6 +28,22 @@ IDENTITY = (
     "group_size",
     "scale_dtype",
 )
+# What a difference in one of them means.
+WORDS = {
+    "method": "measured with another form of the KL",
+    "checkpoint_sha256": "made from another checkpoint",
+    "token_list_sha256": "made with another token list",
+    "text_sha256": "measured on another text",
+    "text_format": "the text was read in another format",
+    "max_tokens": "measured on another number of tokens",
+    "seed": "measured on another sample of sentences",
+    "grid": "made for another grid",
+    "tying": "made for another tying of scales",
+    "group_size": "made for another group size",
+    "scale_dtype": "made for scales of another type",
+}
+# A KL divergence is at least 0; this much below is rounding.
+LEAST_KL = -1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +112,28 @@ class SensitivityTable:
             raise FormatError(
                 f"{where} has an unknown version", found=value.get("version"), expected=VERSION
             )
-        if value.get("method") not in METHODS:
+        if not _is_in(METHODS)(value.get("method")):
             raise FormatError(
                 f"{where} has an unknown method",
                 found=repr(value.get("method")),
                 expected="one of " + ", ".join(METHODS),
             )
-        table = cls(dict(value.get("provenance") or {}), value["method"])
+        provenance = {} if value.get("provenance") is None else value["provenance"]
+        _check_provenance(provenance, where)
+        table = cls(dict(provenance), value["method"])
         try:
             for cluster, row in value["entries"].items():
                 for bits, entry in row.items():
                     numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
                     if not math.isfinite(numbers["harm"]):
-                        raise ValueError("harm is not a number")
+                        raise ValueError(f"harm of {cluster} at {bits} bits is not a number")
+                    if table.method == "kl" and numbers["harm"] < LEAST_KL:
+                        raise ValueError(
+                            f"harm {numbers['harm']:g} of {cluster} at {bits} bits: a KL divergence"
+                            " is not negative"
+                        )
                     table.add(str(cluster), int(bits), Entry(**numbers))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise FormatError(
                 f"{where} has a malformed entry",
                 found=error,
@@ -126,17 +151,87 @@ class SensitivityTable:
         write_json(path, self.to_dict())
 
     def check_same_source(self, other: "SensitivityTable", here: str, there: str) -> None:
-        """Raise MismatchError, with both values, unless both tables were measured alike."""
+        """Raise MismatchError, with both values, unless both tables were measured alike.
+
+        ``here`` and ``there`` name this table and the other one.
+        """
         pairs = [("method", self.method, other.method)]
         pairs += [(k, self.provenance.get(k), other.provenance.get(k)) for k in IDENTITY]
         for key, mine, others in pairs:
             if mine != others:
                 raise MismatchError(
-                    f"{here} and {there} do not belong together",
-                    found=f"{key} {mine!r} and {others!r}",
+                    f"{here} and {there} do not belong together, {WORDS[key]}",
+                    found=f"{key} {short(mine)} in {here}, {short(others)} in {there}",
                     expected="equal values",
                     todo="use another --output, or remove the file to start again",
                 )
+
+
+def short(value: object) -> str:
+    """A value for a message; the first 12 digits of a SHA-256 are enough to tell it."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    return "none" if value is None else repr(value)[:80]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_in(known: Iterable[str]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in known
+
+
+def _is_list(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+# Key of the provenance -> (check, what it must be); every key may be absent or null.
+PROVENANCE = {
+    **{key: (_is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
+    "text_format": (_is_text, "a string"),
+    "max_tokens": (_is_count, "an integer, at least 0"),
+    "seed": (_is_integer, "an integer"),
+    "group_size": (_is_count, "an integer"),
+    "grid": (_is_in(GRIDS), " or ".join(GRIDS)),
+    "tying": (_is_in(TYINGS), " or ".join(TYINGS)),
+    "scale_dtype": (_is_in(SCALE_N_BYTES), " or ".join(SCALE_N_BYTES)),
+    "clusters": (_is_list(_is_text), "a list of names"),
+    "bits": (_is_list(_is_integer), "a list of integers"),
+}
+
+
+def _check_provenance(provenance: object, where: str) -> None:
+    def refuse(name: str, value: object, expected: str) -> None:
+        raise FormatError(
+            f"{where} has a malformed {name}",
+            found=repr(value)[:80],
+            expected=expected,
+            todo="make it again with `mpq sensitivity`",
+        )
+
+    if not isinstance(provenance, Mapping):
+        refuse("provenance", provenance, "an object")
+    for key, (check, expected) in PROVENANCE.items():
+        value = provenance.get(key)
+        if value is not None and not check(value):
+            refuse(key, value, expected)
+    inputs = provenance.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        refuse("inputs", inputs, "an object")
+    for role, file in inputs.items():
+        if not isinstance(file, Mapping) or not all(
+            isinstance(file.get(key), str) for key in ("path", "sha256")
+        ):
+            refuse(f"input {role}", file, "path and sha256")
 
 
 def open_table(path: Union[str, Path], provenance: dict, method: str) -> SensitivityTable:

@@ -80,11 +80,11 @@ def test_another_measurement_is_refused(whole, fp_exp, text_file, tmp_path, caps
     shutil.copy(whole[0], path)
     before = path.read_bytes()
     for change, names in (
-        (["--seed", 1], ["seed 0 and 1"]),
-        (["--grid", "paper"], ["'uniform' and 'paper'"]),
-        (["--tying", "cluster"], ["'row' and 'cluster'"]),
-        (["--max_tokens", 500], ["max_tokens 400 and 500"]),
-        (["--printed_form"], ["'kl' and 'kl_printed'"]),
+        (["--seed", 1], ["seed 0 in ", ", 1 in this run"]),
+        (["--grid", "paper"], ["'uniform' in ", ", 'paper' in this run"]),
+        (["--tying", "cluster"], ["'row' in ", ", 'cluster' in this run"]),
+        (["--max_tokens", 500], ["max_tokens 400 in ", ", 500 in this run"]),
+        (["--printed_form"], ["'kl' in ", ", 'kl_printed' in this run"]),
     ):
         assert main(options(fp_exp, text_file, path, *change)) == 1
         error = capsys.readouterr().err.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -20,7 +21,9 @@ from espnet_mpq.sensitivity.table import (
 
 
 def record(**changes):
-    values = {key: f"{key}-1" for key in IDENTITY}
+    values = {key: hashlib.sha256(key.encode()).hexdigest() for key in IDENTITY}
+    values.update(text_format="plain", max_tokens=1000, seed=7, grid="uniform", tying="group")
+    values.update(group_size=16, scale_dtype="float16")
     return {**values, "clusters": ["x", "y"], "bits": [1, 2], **changes}
 
 
@@ -49,15 +52,29 @@ def test_open_goes_on_with_the_same_measurement(tmp_path):
     assert again.has("x", 1) and again.provenance["bits"] == [1, 2, 4]
 
 
+OTHERS = {
+    "text_format": ("kaldi", "'plain' in {}, 'kaldi' in this run"),
+    "max_tokens": (50, "1000 in {}, 50 in this run"),
+    "seed": (8, "7 in {}, 8 in this run"),
+    "grid": ("paper", "'uniform' in {}, 'paper' in this run"),
+    "tying": ("row", "'group' in {}, 'row' in this run"),
+    "group_size": (None, "16 in {}, none in this run"),
+    "scale_dtype": ("float32", "'float16' in {}, 'float32' in this run"),
+}
+
+
 @pytest.mark.parametrize("key", IDENTITY)
-def test_open_refuses_another_measurement_and_says_both(tmp_path, key):
+def test_open_refuses_another_measurement_and_says_whose_value_is_whose(tmp_path, key):
     path = tmp_path / "t.json"
     SensitivityTable(record(), "kl").write(path)
     before = path.read_bytes()
+    hashes = f"{str(record()[key])[:12]} in {{}}, ffffffffffff in this run"
+    other, words = OTHERS.get(key, ("f" * 64, hashes))
     with pytest.raises(MismatchError) as error:
-        open_table(path, record(**{key: "other"}), "kl")
-    assert key in str(error.value)
-    assert f"{key}-1" in str(error.value) and "other" in str(error.value)
+        open_table(path, record(**{key: other}), "kl")
+    assert f"found {key} {words.format(path)}; " in str(error.value)
+    if key == "checkpoint_sha256":
+        assert "made from another checkpoint" in str(error.value)
     assert path.read_bytes() == before
 
 
@@ -77,6 +94,26 @@ def test_open_refuses_another_method(tmp_path):
         {"entries": {"x": {"1": {"harm": 1.0}}}},
         {"entries": {"x": {"1": {"harm": None, "stderr": 0, "relative_mse": 0}}}},
         {"entries": 3},
+        {"entries": {"x": {"1": {"harm": -1e-5, "stderr": 0, "relative_mse": 0}}}},
+        {"entries": {"x": {"1": {"harm": 10**400, "stderr": 0, "relative_mse": 0}}}},
+        {"method": ["kl"]},
+        {"provenance": "none"},
+        {"provenance": ["a", "b"]},
+        {"provenance": record(inputs="text.txt")},
+        {"provenance": record(inputs={"text": "text.txt"})},
+        {"provenance": record(inputs={"text": {"path": 3, "sha256": "0"}})},
+        {"provenance": record(max_tokens="zzz")},
+        {"provenance": record(max_tokens=-1)},
+        {"provenance": record(seed=1.5)},
+        {"provenance": record(seed=True)},
+        {"provenance": record(grid=["uniform"])},
+        {"provenance": record(tying="rows")},
+        {"provenance": record(scale_dtype=16)},
+        {"provenance": record(group_size="x")},
+        {"provenance": record(text_format=3)},
+        {"provenance": record(checkpoint_sha256={})},
+        {"provenance": record(clusters="xy")},
+        {"provenance": record(bits=["1"])},
     ],
 )
 def test_malformed_files_are_refused(tmp_path, change):
@@ -84,6 +121,14 @@ def test_malformed_files_are_refused(tmp_path, change):
     path.write_text(json.dumps({**SensitivityTable(record()).to_dict(), **change}))
     with pytest.raises(FormatError, match="t.json"):
         SensitivityTable.read(path)
+
+
+def test_rounding_below_zero_and_the_printed_form_are_fine(tmp_path):
+    for method, harm in (("kl", -1e-7), ("kl_printed", -0.5)):
+        table = SensitivityTable(record(), method)
+        table.add("x", 1, Entry(harm, 0.0, 0.0))
+        assert SensitivityTable.from_dict(table.to_dict()).harm() == {"x": {1: harm}}
+    assert SensitivityTable.from_dict(SensitivityTable({}).to_dict()).provenance == {}
 
 
 def test_shards_cover_everything_once():
@@ -111,6 +156,6 @@ def test_merge_gathers_shards_and_names_what_is_missing(tmp_path):
         merge(path, 3)
     with pytest.raises(InputError, match="x at 2 bits"):
         merge(path, 1)
-    SensitivityTable(record(seed="9")).write(shard_path(path, 2))
+    SensitivityTable(record(seed=9)).write(shard_path(path, 2))
     with pytest.raises(MismatchError, match="seed"):
         merge(path, 2)
