@@ -95,6 +95,7 @@ def compare(
             for name, c in counts.items()
         },
         "mapsswe": dataclasses.asdict(test),
+        "equal_hypotheses": hyps[name_a] == hyps[name_b],
         "significant": test.p_value < ALPHA,
         "alpha": ALPHA,
         "bootstrap": dataclasses.asdict(interval),
@@ -121,25 +122,36 @@ def to_text(result: dict) -> str:
             f" {c['n_ins']:7d} {c['n_errors']:7d}"
         )
     n_ref = next(iter(result["systems"].values()))["n_ref"]
-    lines.append(f"{result['n_utterances']} utterances, {n_ref} reference {word}s")
+    n_utts = _some(result["n_utterances"], "utterance")
+    lines.append(f"{n_utts}, {_some(n_ref, 'reference ' + word)}")
     test, interval = result["mapsswe"], result["bootstrap"]
     name_a, name_b = result["systems"]
+    if result["equal_hypotheses"]:
+        lines.append("the hypotheses are equal")
+        return "\n".join(lines)
     verdict = "significant" if result["significant"] else "not significant"
     lines.append(
-        f"MAPSSWE: p = {format_p(test['p_value'])} (two-sided), {verdict} at {result['alpha']}"
-        f" ({test['n_segments']} segments, Z = {test['z']:.3f})"
+        f"MAPSSWE: p {format_p(test['p_value'])} (two-sided), {verdict} at {result['alpha']}"
+        f" ({_some(test['n_segments'], 'segment')}, Z = {test['z']:.3f})"
     )
     if 0 < test["n_segments"] < FEW_SEGMENTS:
         lines.append("  few segments: the normal approximation of the test is rough")
     lines.append(
         f"{rate} {name_b} - {name_a}: {interval['difference_percent']:+.2f}"
         f" [{interval['low_percent']:+.2f}, {interval['high_percent']:+.2f}]"
-        f" ({100 * interval['confidence']:.0f}% bootstrap, {interval['n_replications']} draws);"
-        f" {name_b} better in {100 * interval['probability_b_better']:.1f}% of draws"
+        f" ({100 * interval['confidence']:.0f}% bootstrap, "
+        f"{_some(interval['n_replications'], 'draw')}); {name_b} better in"
+        f" {100 * interval['probability_b_better']:.1f}%, equal in"
+        f" {100 * interval['probability_equal']:.1f}%, worse in"
+        f" {100 * interval['probability_b_worse']:.1f}% of draws"
     )
     return "\n".join(lines)
 
 
 def format_p(p_value: float) -> str:
-    """Three decimals, or "<0.001"."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    """ "= " and three decimals, or "< 0.001"."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
+def _some(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

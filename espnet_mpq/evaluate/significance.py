@@ -28,13 +28,18 @@ class Mapsswe:
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """Confidence interval of WER(B) - WER(A) in percent, and how often B was better."""
+    """Confidence interval of WER(B) - WER(A) in percent, and how B did in the draws.
+
+    The shares of draws in which B had fewer, as many and more errors add up to 1.
+    """
 
     difference_percent: float
     low_percent: float
     high_percent: float
     confidence: float
     probability_b_better: float
+    probability_equal: float
+    probability_b_worse: float
     n_replications: int
     seed: int
 
@@ -130,13 +135,13 @@ def bootstrap_difference(
     Memory is bounded by drawing in pieces.
 
     Raises:
-        InputError: no reference word, or a bad ``n_replications`` or ``confidence``.
+        InputError: no reference word, or a bad ``n_replications``, ``seed`` or ``confidence``.
     """
-    if n_replications < 1 or not 0.0 < confidence < 1.0:
+    if n_replications < 1 or seed < 0 or not 0.0 < confidence < 1.0:
         raise InputError(
             "bootstrap options",
-            found=f"n_replications {n_replications}, confidence {confidence}",
-            expected="n_replications >= 1 and confidence between 0 and 1",
+            found=f"n_replications {n_replications}, seed {seed}, confidence {confidence}",
+            expected="n_replications >= 1, seed >= 0 and confidence between 0 and 1",
         )
     counts_a = [count([steps]) for steps in alignments_a]
     counts_b = [count([steps]) for steps in alignments_b]
@@ -161,13 +166,14 @@ def bootstrap_difference(
     differences = numpy.concatenate(drawn)
     tail = 50.0 * (1.0 - confidence)
     low, high = numpy.percentile(differences, [tail, 100.0 - tail])
-    better = (differences < 0).mean() + 0.5 * (differences == 0).mean()
     return BootstrapInterval(
         difference_percent=float(100.0 * excess.sum() / n_ref.sum()),
         low_percent=float(low),
         high_percent=float(high),
         confidence=confidence,
-        probability_b_better=float(better),
+        probability_b_better=float((differences < 0).mean()),
+        probability_equal=float((differences == 0).mean()),
+        probability_b_worse=float((differences > 0).mean()),
         n_replications=n_replications,
         seed=seed,
     )

@@ -34,6 +34,11 @@ def test_table_and_json(files, capsys):
     assert "p = 0.046 (two-sided), significant at 0.05 (6 segments, Z = 2.000)" in printed
     assert "few segments" in printed
     assert "WER mixed - fp: -22.22" in printed
+    bootstrap = json.loads(out.read_text())["bootstrap"]
+    shares = [bootstrap[f"probability_{k}"] for k in ("b_better", "equal", "b_worse")]
+    assert sum(shares) == pytest.approx(1) and all(shares)
+    words = "mixed better in {:.1f}%, equal in {:.1f}%, worse in {:.1f}% of draws"
+    assert words.format(*(100 * share for share in shares)) in printed
     assert "6 utterances, 18 reference words" in printed
     result = json.loads(out.read_text())
     assert result["systems"]["fp"] == {
@@ -62,6 +67,29 @@ def test_a_system_against_itself_is_not_significant(files):
     assert result["bootstrap"]["difference_percent"] == 0.0
 
 
+def test_equal_hypotheses_are_said(files, capsys):
+    run("--ref", files / "ref", "--hyp_a", files / "a", "--hyp_b", files / "a")
+    printed = capsys.readouterr().out
+    assert printed.endswith("the hypotheses are equal\n")
+    assert "MAPSSWE" not in printed and "draws" not in printed
+    result = compare.compare(files / "ref", files / "a", files / "b")
+    assert result["equal_hypotheses"] is False
+
+
+def test_one_of_a_kind(tmp_path, capsys):
+    for name, text in (("ref", "u1 one"), ("a", "u1 two"), ("b", "u1 one")):
+        (tmp_path / name).write_text(text)
+    options = ["--ref", tmp_path / "ref", "--hyp_a", tmp_path / "a", "--hyp_b", tmp_path / "b"]
+    run(*options, "--n_replications", 1)
+    printed = capsys.readouterr().out
+    assert "1 utterance, 1 reference word\n" in printed
+    assert "(1 segment, " in printed and "1 draw)" in printed
+
+
+def test_p_of_three_decimals():
+    assert compare.format_p(0.0009) == "< 0.001" and compare.format_p(0.046) == "= 0.046"
+
+
 def test_refusals(files):
     short = files / "short"
     short.write_text("u0 one two three\n")
@@ -69,3 +97,5 @@ def test_refusals(files):
         compare.compare(files / "ref", files / "a", short, names=("fp", "mixed"))
     with pytest.raises(InputError, match="one name"):
         compare.compare(files / "ref", files / "a", files / "b", names=("fp", "fp"))
+    with pytest.raises(InputError, match="seed -1"):
+        compare.compare(files / "ref", files / "a", files / "b", seed=-1)

@@ -45,7 +45,7 @@ def test_words_with_exotic_line_separators_stay_in_their_line(tmp_path):
     [
         (b"u1 a\nu2 b\nu1 c\n", "more than once.*u1"),
         (b"\n \n", "no transcript"),
-        (b"u1 \xff\xfe\n", "not UTF-8"),
+        (b"u1 a\nu2 \xff\xfe\n", "not UTF-8 text: found byte 0xff in line 2; .*iconv -f"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -53,6 +53,12 @@ def test_bad_files(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_transcripts(path)
+
+
+def test_byte_order_mark_and_windows_lines_are_no_part_of_the_words(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffu1 a b\r\nu2\r\n".encode("utf-8"))
+    assert read_transcripts(path) == {"u1": ["a", "b"], "u2": []}
 
 
 def test_missing_file_is_named(tmp_path):

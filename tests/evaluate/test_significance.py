@@ -96,9 +96,17 @@ def test_bootstrap_known_answers():
     assert better.probability_b_better == 1.0
     same = bootstrap_difference(["SC", "CC"], ["SC", "CC"], 200)
     assert (same.low_percent, same.high_percent) == (0.0, 0.0)
-    assert same.probability_b_better == 0.5
+    assert same.probability_equal == 1.0
+    assert same.probability_b_better == same.probability_b_worse == 0.0
+    # Each of two draws takes the good or the bad utterance: better 1/4, equal 1/2, worse 1/4.
+    even = bootstrap_difference(["SC", "CC"], ["CC", "SC"], 20000)
+    assert even.probability_equal == pytest.approx(0.5, abs=0.02)
+    assert even.probability_b_better == pytest.approx(0.25, abs=0.02)
+    assert even.probability_b_worse == pytest.approx(0.25, abs=0.02)
     with pytest.raises(InputError, match="n_replications"):
         bootstrap_difference(["C"], ["C"], 0)
+    with pytest.raises(InputError, match="seed -1"):
+        bootstrap_difference(["C"], ["C"], seed=-1)
 
 
 def test_bootstrap_is_paired_and_repeatable():
