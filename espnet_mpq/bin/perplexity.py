@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from espnet_mpq import __version__
+from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file, token_list_sha256, write_json
 
 HELP = "perplexity of an fp, quantized or packed LM per token and per word"
@@ -49,6 +51,8 @@ def measure(
     Raises:
         InputError, MismatchError, FormatError, HostError: as `load_lm`, `read_text`, `tokenize`.
     """
+    if batch_size < 1:  # before the host is started
+        raise InputError("--batch_size", found=batch_size, expected="at least 1")
     from espnet_mpq.hosts.espnet import experiment, perplexity
     from espnet_mpq.hosts.espnet import text as host_text
 
@@ -74,16 +78,37 @@ def measure(
 
 def to_text(result: dict) -> str:
     """The numbers as a few lines for people."""
+    n_ends = result["n_sentences"]
+    per_token = _with_error(result["ppl"], result["ppl_stderr"], n_ends)
+    per_word = _with_error(result["word_ppl"], result["word_ppl_stderr"], n_ends)
     lines = [
         f"{result['provenance']['lm_exp']}/{result['provenance']['lm_file']}",
-        f"perplexity per token  {result['ppl']:.4f} +- {result['ppl_stderr']:.4f}"
-        f"  ({result['n_tokens']} tokens, {result['n_sentences']} of them sentence ends)",
-        f"perplexity per word   {result['word_ppl']:.4f} +- {result['word_ppl_stderr']:.4f}"
-        f"  ({result['n_words']} words and {result['n_sentences']} sentence ends)",
+        f"perplexity per token  {per_token}"
+        f"  ({_some(result['n_tokens'], 'token')}, {n_ends} of them"
+        f" {'a sentence end' if n_ends == 1 else 'sentence ends'})",
+        f"perplexity per word   {per_word}"
+        f"  ({_some(result['n_words'], 'word')} and {_some(n_ends, 'sentence end')})",
     ]
     if result["n_oov_tokens"]:
         lines.append(
-            f"unknown to the LM     {result['n_oov_words']} words"
-            f" ({result['n_oov_tokens']} tokens), scored as <unk>"
+            f"unknown to the LM     {_some(result['n_oov_words'], 'word')}"
+            f" ({_some(result['n_oov_tokens'], 'token')}), scored as <unk>"
         )
     return "\n".join(lines)
+
+
+def _with_error(value: float, stderr: float, n_sentences: int) -> str:
+    if n_sentences == 1:
+        return f"{_number(value)} (one sentence: no standard error)"
+    # Too large for a float, or read from JSON as null.
+    if stderr is None or not math.isfinite(stderr):
+        return _number(value)
+    return f"{_number(value)} +- {_number(stderr)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if value > 1e5 else f"{value:.4f}"
+
+
+def _some(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

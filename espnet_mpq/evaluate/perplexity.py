@@ -54,7 +54,7 @@ def perplexity(
         n_words: words of each sentence, its end not included.
 
     Raises:
-        InputError: no sentence, or lists of different lengths.
+        InputError: no sentence, lists of different lengths, or an nll that is not finite.
 
     The standard error is the linearised one of a ratio of sums over sentences (tokens of one
     sentence are not independent): Cochran, Sampling Techniques, eq. 6.13, without the finite
@@ -65,6 +65,13 @@ def perplexity(
             "perplexity needs one value per sentence",
             found=f"{len(nll_nats)} nll, {len(n_tokens)} token and {len(n_words)} word counts",
         )
+    for number, nll in enumerate(nll_nats, start=1):
+        if not math.isfinite(nll):
+            raise InputError(
+                "the LM's log-probabilities are not finite",
+                found=f"nll {nll} of sentence {number}",
+                todo="check the checkpoint",
+            )
     ppl, ppl_stderr = _exp_ratio(nll_nats, n_tokens)
     word_ppl, word_ppl_stderr = _exp_ratio(nll_nats, [n + 1 for n in n_words])
     return Perplexity(

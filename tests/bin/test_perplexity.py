@@ -7,9 +7,14 @@ import json
 import math
 
 import pytest
+import torch
 
 from espnet_mpq.bin import perplexity as command
 from espnet_mpq.errors import InputError
+from espnet_mpq.evaluate.perplexity import perplexity
+from espnet_mpq.hosts.espnet.experiment import load_lm
+from espnet_mpq.hosts.espnet.perplexity import measure
+from espnet_mpq.hosts.espnet.text import read_text, tokenize
 
 
 def parse(*options):
@@ -65,7 +70,44 @@ def test_unknown_words_are_said(host, fp_exp, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text("the 7 cats\n\nit\n", encoding="utf-8")
     command.main(parse(fp_exp.path, "--text", text))
-    assert "1 words (1 tokens), scored as <unk>" in capsys.readouterr().out
+    assert "1 word (1 token), scored as <unk>" in capsys.readouterr().out
+
+
+def printed(nll_nats, n_tokens, n_words):
+    result = perplexity(nll_nats, n_tokens, n_words).to_dict()
+    return command.to_text({**result, "provenance": {"lm_exp": "exp", "lm_file": "x.pth"}})
+
+
+def test_one_sentence_has_no_standard_error():
+    text = printed([2 * math.log(7)], [2], [1])
+    assert "per token  7.0000 (one sentence: no standard error)  (2 tokens, 1 of them a" in text
+    assert "per word   7.0000 (one sentence: no standard error)  (1 word and 1 sent" in text
+    assert "nan" not in text
+
+
+def test_large_perplexities_are_short():
+    text = printed([30 * math.log(10), 30 * math.log(10)], [3, 3], [2, 2])
+    assert "per word   1e+10 +- 0.0000  (4 words and 2 sentence ends)" in text
+    text = printed([4 * math.log(99999), 4 * math.log(99999)], [4, 4], [3, 3])
+    assert "per token  99999.0000 +- 0.0000" in text
+    assert "nan" not in printed([1e6, 1e6], [2, 2], [1, 1])
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_batch_size_is_checked_first(tmp_path, batch_size):
+    with pytest.raises(InputError, match=f"batch_size: found {batch_size}; expected at least 1"):
+        command.main(parse(tmp_path, "--text", tmp_path / "no", "--batch_size", batch_size))
+
+
+def test_weights_that_are_not_finite_give_no_perplexity(host, fp_exp, text_file):
+    exp = load_lm(fp_exp.path)
+    with torch.no_grad():
+        exp.lm.decoder.bias[3] = float("nan")
+    text = tokenize(exp, read_text(text_file, "plain"))
+    with pytest.raises(InputError, match="not finite.*check the checkpoint"):
+        measure(exp, text)
+    with pytest.raises(InputError, match="batch size: found 0"):
+        measure(exp, text, batch_size=0)
 
 
 def test_text_is_checked_before_the_host_is_started(tmp_path):

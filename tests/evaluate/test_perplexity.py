@@ -47,3 +47,6 @@ def test_edges():
         perplexity([], [], [])
     with pytest.raises(InputError):
         perplexity([1.0], [2, 3], [1])
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(InputError, match="not finite: found nll .* of sentence 2"):
+            perplexity([1.0, bad], [2, 3], [1, 1])

@@ -7,13 +7,20 @@ from typing import List
 import torch
 import torch.nn.functional as F
 
+from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate.perplexity import Perplexity, perplexity
 from espnet_mpq.hosts.espnet.experiment import Experiment
 from espnet_mpq.hosts.espnet.text import TokenizedText, batches
 
 
 def sentence_nll(exp: Experiment, text: TokenizedText, *, batch_size: int = 32) -> List[float]:
-    """Negative log-likelihood of each sentence with its end, in nats, summed in float64."""
+    """Negative log-likelihood of each sentence with its end, in nats, summed in float64.
+
+    Raises:
+        InputError: a ``batch_size`` below 1.
+    """
+    if batch_size < 1:
+        raise InputError("the batch size", found=batch_size, expected="at least 1")
     nll_nats: List[float] = []
     exp.lm.eval()
     with torch.no_grad():
