@@ -304,7 +304,7 @@ def test_wrong_inputs(fp_exp, packed_dir, plan_file, quantized_exp, arch, tmp_pa
 
 @pytest.mark.parametrize(
     "value, found",
-    [(3, "int"), ([0.5], "list"), ({"a": 1}, "dict"), (torch.ones(2, dtype=torch.int64), "int64")],
+    [(3, "int"), ([1, 2], "list"), ({"a": 1}, "dict"), (torch.ones(2, dtype=torch.int64), "int64")],
     ids=str,
 )
 def test_checkpoint_whose_values_are_no_weights(tmp_path, value, found):
