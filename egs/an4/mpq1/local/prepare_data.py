@@ -14,6 +14,7 @@ import shutil
 import sys
 import tarfile
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +186,10 @@ def main() -> None:
     args.downloads.mkdir(parents=True, exist_ok=True)
     archive, etc = fetch(corpus, args.data_root, args.downloads)
     unpacked = args.downloads / f"{args.corpus}_unpacked"
-    unpack(archive, unpacked)
+    try:
+        unpack(archive, unpacked)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        sys.exit(f"{archive}: damaged archive ({error}); delete it and run this stage again")
     root = next((path.parent for path in sorted(unpacked.rglob("wav")) if path.is_dir()), None)
     if root is None:
         sys.exit(f"{archive}: holds no folder named wav; expected the AN4 layout")
