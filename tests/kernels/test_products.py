@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,7 @@ from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.quant.grid import make_grid
 
 WIDTHS = (1, 3, 7, 64, 650, 1031)
+N_EXAMPLES = int(os.environ.get("MPQ_N_EXAMPLES", "150"))
 GRIDS = [make_grid(name, bits).levels for bits in (1, 2, 4, 8) for name in ("paper", "uniform")]
 # Any 16 levels: the extremes, neighbours, one sign only.
 GRIDS += [(-128, 127), (-128, 0, 1, 127), (100, 127), tuple(range(-128, 128, 17))]
@@ -86,7 +89,7 @@ def test_every_batch_from_1_to_61(kernels, levels):
             assert torch.equal(product.product(x[:batch], path), want[:batch]), (path, batch)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_shapes_and_contents(kernels, data):
     levels = data.draw(
