@@ -18,8 +18,8 @@ class BuildKernels(build_ext):
     """Compiles the kernel library as kernels/build.py does; a failure is no failure to install."""
 
     def get_ext_filename(self, fullname):
-        # A plain C library, opened with ctypes: the same file for every Python.
-        return str(Path(*fullname.split(".")).with_suffix(".so"))
+        # A plain C library, opened with ctypes: the same file for every Python, and no module.
+        return str(Path(*fullname.split(".")).with_suffix(".so.1"))
 
     def build_extension(self, ext):
         build = runpy.run_path(str(ROOT / "espnet_mpq/kernels/build.py"))

@@ -40,14 +40,14 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def kernel_library(tmp_path_factory) -> Path:
-    """The kernel library of these sources ($MPQ_KERNEL_LIBRARY: that one); skips without compiler."""
+    """The kernel library of these sources, or $MPQ_KERNEL_LIBRARY; skips without a compiler."""
     from espnet_mpq.kernels import build
 
     given = os.environ.get("MPQ_KERNEL_LIBRARY")
     if given:
         return Path(given)
     try:
-        return build.compile_library(tmp_path_factory.mktemp("kernels") / "libmpq_kernels.so")
+        return build.compile_library(tmp_path_factory.mktemp("kernels") / "libmpq_kernels.so.1")
     except build.BuildError as error:
         pytest.skip(f"no kernels: {error}")
 

@@ -1,5 +1,6 @@
-"""Compiles the kernel library with the C++ compiler of this machine; needs neither torch nor setuptools.
+"""Compiles the kernel library with the C++ compiler of this machine; needs no other package.
 
+Commands:
     python -m espnet_mpq.kernels.build               beside the sources, as the installation does
     python -m espnet_mpq.kernels.build --sanitize --output /tmp/libmpq_kernels.so
 """
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
-LIBRARY = Path(__file__).resolve().parent / "libmpq_kernels.so"
+# Not just .so: Python would take that for a module of its own.
+LIBRARY = Path(__file__).resolve().parent / "libmpq_kernels.so.1"
 # Floats are the same on every path because nothing is fused or reordered.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

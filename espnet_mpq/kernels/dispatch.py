@@ -1,4 +1,4 @@
-"""Finds the kernel library and says which path (instruction set) runs: argument, MPQ_KERNEL, best."""
+"""Finds the kernel library and says which path runs: argument, MPQ_KERNEL, or the fastest here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Optional, Tuple
 import torch
 
 from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.kernels.build import LIBRARY
 
 # In the library's numbering, slowest first. "reference" is torch with float activations.
 PATHS = ("scalar", "avx2", "avx512")
 REFERENCE, AUTO = "reference", "auto"
 ABI_VERSION = 1
-LIBRARY = Path(__file__).resolve().parent / "libmpq_kernels.so"
 FAILURES = {
     -1: "bad argument",
     -2: "this machine has not got the path",
@@ -27,7 +27,10 @@ FAILURES = {
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "mpq_has_path": (_INT, [_INT]),
-    "mpq_matrix_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64]),
+    "mpq_matrix_new": (
+        _POINTER,
+        [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64],
+    ),
     "mpq_matrix_free": (None, [_POINTER]),
     "mpq_matrix_n_bytes": (_INT64, [_POINTER]),
     "mpq_product": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _INT]),

@@ -88,9 +88,7 @@ class KernelMatrix:
         return y
 
 
-def quantize_rows(
-    x: torch.Tensor, path: Optional[str] = None
-) -> Tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(x: torch.Tensor, path: Optional[str] = None) -> Tuple[torch.Tensor, torch.Tensor]:
     """float32 (batch, cols) -> int8 (batch, cols) and scales (batch, 1); see reference.py.
 
     Raises:

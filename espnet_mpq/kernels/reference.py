@@ -108,7 +108,10 @@ def quantize_rows(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 def packed_product_int8(
     q: torch.Tensor, codes: torch.Tensor, levels: torch.Tensor, bits: int, cols: int
 ) -> torch.Tensor:
-    """sum over c of levels[code[r, c]] * q[b, c], exact: int8 (batch, cols) -> int64 (batch, rows)."""
+    """sum over c of levels[code[r, c]] * q[b, c], exact: int8 (batch, cols) -> int64 (batch, rows).
+
+    Source: own.
+    """
     level = levels.to(torch.int64)[unpack(codes, bits, cols)]
     return q.to(torch.int64) @ level.t()
 

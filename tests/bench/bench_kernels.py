@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from packed_models import FloatRnn, architecture, packed_model, random_weights, uniform  # noqa: E402
 
 
-
 class StepOfModules(torch.nn.Module):
     """tokens (B,), state -> log-probabilities (B, V), state, with torch's own modules."""
 
@@ -100,7 +99,7 @@ def measure(steps: dict, vocab_size: int, batch: int, n_rounds: int, least_s: fl
     """name -> median seconds per step; every round runs all systems in turn."""
     tokens = torch.randint(0, vocab_size, (batch,))
     found = {name: [] for name in steps}
-    for name, step in steps.items():
+    for step in steps.values():
         latency_s(step, tokens, 0.0)
     for _ in range(n_rounds):
         for name, step in steps.items():

@@ -1,4 +1,4 @@
-"""Which kernel runs: forced by argument or MPQ_KERNEL, the best one, or the reference without library."""
+"""Which kernel runs: forced (argument, MPQ_KERNEL), the best one, the reference without library."""
 
 from __future__ import annotations
 

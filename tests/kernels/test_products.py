@@ -20,6 +20,8 @@ N_EXAMPLES = int(os.environ.get("MPQ_N_EXAMPLES", "150"))
 GRIDS = [make_grid(name, bits).levels for bits in (1, 2, 4, 8) for name in ("paper", "uniform")]
 # Any 16 levels: the extremes, neighbours, one sign only.
 GRIDS += [(-128, 127), (-128, 0, 1, 127), (100, 127), tuple(range(-128, 128, 17))]
+# Ranges around 128, where pairs of products begin to leave int16.
+GRIDS += [(-64, 64), (-64, 65), (-72, 68)]
 GRIDS += [(-128, -127, -3, -1, 0, 1, 5, 8, 13, 21, 34, 55, 89, 100, 126, 127)]
 
 

@@ -12,7 +12,6 @@ constexpr int kBlockRows = 16;     // rows of a block: the int32 lanes of one 51
 constexpr int kPadCols = 32;       // columns are padded to this: 4 columns x 8 codes a byte at 1 bit
 constexpr int kMaxCols = 65536;    // 128 * 128 * cols stays inside int32
 constexpr int kMaxBatch = 120;     // larger batches are cut, so that scratch memory stays small
-constexpr int kMaxTile = 12;       // batch columns of one pass over the weights
 constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues
 
 // A packed matrix in the kernels' layout. A block is 16 rows. A group is 4 columns: 64 codes, row after
