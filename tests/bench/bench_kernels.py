@@ -3,8 +3,8 @@
 The host's LM and "batch_score" take and give a list of states, one a hypothesis, as the host's
 beam search does; PyTorch's int8 and the packed columns take stacked states.
 
-Measured 2026-11-20 with --cpu_time (seconds of the thread: the machine of two cores had a load of 4,
-so caches and memory were shared), Intel Xeon with AVX-512 VNNI, torch 2.13.0, path avx512; not yet
+Measured 2026-11-20 with --cpu_time (seconds of the thread: a machine of two cores with a load of 4,
+so with shared caches), Intel Xeon with AVX-512 VNNI, torch 2.13.0, path avx512; not yet
 repeated on an idle machine:
 
     2 x 650, vocabulary 5,000; ms per step
