@@ -1,10 +1,11 @@
 # Two commands do everything on a fresh machine; each makes the environment it needs (once).
 #   make demo      the AN4 recipe: speech recognition with an fp and a packed 2-bit LM, ends with a table
 #   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
+#   make sanitize  the kernel tests under the address and undefined-behaviour sanitizers
 #   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
 # Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
 SHELL := /bin/bash
-.PHONY: demo test test-k2 lint venv venv-k2 has-python-3.10 clean
+.PHONY: demo test sanitize test-k2 lint venv venv-k2 has-python-3.10 clean
 
 PYTEST_ARGS ?=
 
@@ -19,6 +20,13 @@ demo: venv
 
 test: venv
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# LD_PRELOAD because Python itself is not built with the sanitizer; its leaks are not ours.
+sanitize: venv
+	.venv/bin/python -m espnet_mpq.kernels.build --sanitize --output build/sanitize/libmpq_kernels.so
+	MPQ_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libmpq_kernels.so" MPQ_N_EXAMPLES=2000 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  .venv/bin/python -m pytest tests/kernels tests/lm $(PYTEST_ARGS)
 
 test-k2: venv-k2
 	.venv-k2/bin/python -m pytest $(PYTEST_ARGS)

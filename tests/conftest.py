@@ -39,6 +39,30 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kernel_library(tmp_path_factory) -> Path:
+    """The kernel library of these sources, or $MPQ_KERNEL_LIBRARY; skips without a compiler."""
+    from espnet_mpq.kernels import build
+
+    given = os.environ.get("MPQ_KERNEL_LIBRARY")
+    if given:
+        return Path(given)
+    try:
+        return build.compile_library(tmp_path_factory.mktemp("kernels") / "libmpq_kernels.so.1")
+    except build.BuildError as error:
+        pytest.skip(f"no kernels: {error}")
+
+
+@pytest.fixture
+def kernels(kernel_library, monkeypatch) -> tuple:
+    """The paths this machine can run, slowest first; no path is forced."""
+    from espnet_mpq.kernels import dispatch
+
+    monkeypatch.setenv("MPQ_KERNEL_LIBRARY", str(kernel_library))
+    monkeypatch.delenv("MPQ_KERNEL", raising=False)
+    return dispatch.available_paths()
+
+
+@pytest.fixture(scope="session")
 def host() -> SimpleNamespace:
     """The host with the plugin registered: .LMTask, .lm_choices, .model_choices, .version."""
     if importlib.util.find_spec("espnet2") is None:

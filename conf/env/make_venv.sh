@@ -20,7 +20,8 @@ find_python() {
 
 if [ "$dir" = --find ]; then find_python; exit; fi
 
-key=$(cat "$constraints" setup.py "$0" | sha256sum | cut -d' ' -f1)
+# The installation compiles the kernels, so a change of their sources makes the environment anew.
+key=$(cat "$constraints" setup.py "$0" espnet_mpq/kernels/build.py espnet_mpq/kernels/csrc/* | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$dir/.ready" 2>/dev/null)" = "$key" ] && "$dir/bin/python" -c "" 2>/dev/null; then
     exit 0
 fi

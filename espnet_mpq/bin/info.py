@@ -28,13 +28,14 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is no packed LM; FormatError: it is damaged.
     """
+    from espnet_mpq.lm.kernels import kernel_name
     from espnet_mpq.packed.format import load_packed
     from espnet_mpq.packed.receipt import format_receipt, receipt
 
     path = Path(args.dir)
     path = path / PACKED_FILE if path.is_dir() else path
     packed = load_packed(path)
-    value = receipt(packed)
+    value = {**receipt(packed), "kernel": kernel_name(packed.architecture, packed.plan)}
     if args.json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
         return
@@ -47,5 +48,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"token list       SHA-256 {tokens['sha256']}")
     for key, fact in value["source"].items():
         print(f"{key:<22} {fact}")
+    print(f"kernel           {value['kernel']}")
     print()
     print(format_receipt(value))

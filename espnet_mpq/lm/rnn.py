@@ -7,7 +7,10 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 
 from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.kernels import dispatch
+from espnet_mpq.kernels.lstm import KernelLstm
 from espnet_mpq.kernels.reference import dequantize_linear
+from espnet_mpq.lm.kernels import kernel_name, make_lstm, runnable
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.layout import DTYPES, codes_name, scales_name, tensor_specs, weight_name
@@ -26,10 +29,12 @@ RNN_CLASSES = {
 
 
 class PackedRnn(torch.nn.Module):
-    """Reference runtime of a packed LM with the layout of ESPnet's SequentialRNNLM.
+    """Runtime of a packed LM with the layout of ESPnet's SequentialRNNLM.
 
-    Buffers hold exactly the tensors of the packed file; there are no parameters. Float weights
-    are made from them at the first call and kept until the module moves or is cast.
+    Buffers hold exactly the tensors of the packed file; there are no parameters. On the CPU in
+    float32 an LSTM runs on the kernels (int8 activations; MPQ_KERNEL chooses the path); all else
+    runs on the reference, float weights and float activations. Either form is made from the
+    buffers at its first call and kept until the module moves or is cast.
     Inference only: the module stays in eval mode and gives no gradients.
 
     Args:
@@ -46,6 +51,7 @@ class PackedRnn(torch.nn.Module):
         self.plan = plan
         self.filled = False
         self._dense: Optional[tuple] = None
+        self._lstm: Optional[KernelLstm] = None
         for spec in tensor_specs(architecture, plan):
             empty = torch.zeros(spec.shape, dtype=DTYPES[spec.dtype][0])
             self.register_buffer(_buffer_name(spec.name), empty)
@@ -57,7 +63,7 @@ class PackedRnn(torch.nn.Module):
         device = self.device
         for name, tensor in packed.tensors.items():
             self._buffers[_buffer_name(name)] = tensor.to(device)
-        self._dense = None
+        self._dense = self._lstm = None
         self.filled = True
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -92,16 +98,35 @@ class PackedRnn(torch.nn.Module):
         Returns:
             (batch, length, vocab_size) and the state after the last token.
         """
+        return self._run(tokens, state, False)
+
+    def kernel(self) -> str:
+        """What computes: a path of kernels/dispatch.py, or "reference" with the reason."""
+        if runnable(self.architecture, self.plan, self.device, self.dtype):
+            return dispatch.choose()
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return f"{dispatch.REFERENCE} ({self.dtype} on {self.device.type})"
+        return kernel_name(self.architecture, self.plan)
+
+    def _run(self, tokens, state, log_probs: bool) -> Tuple[torch.Tensor, State]:
+        self._check_filled()
+        path = runnable(self.architecture, self.plan, self.device, self.dtype)
+        if path is not None:
+            if self._lstm is None:
+                self._lstm = make_lstm(self.architecture, self.plan, self.tensor)
+            return self._lstm.run(tokens, state, log_probs, path)
         embedding, rnn, output, bias = self._dense_weights()
         hidden, state = rnn(torch.nn.functional.embedding(tokens, embedding), state)
-        return torch.nn.functional.linear(hidden, output, bias), state
+        logits = torch.nn.functional.linear(hidden, output, bias)
+        return logits.log_softmax(dim=-1) if log_probs else logits, state
 
+    @torch.no_grad()
     def step(
         self, tokens: torch.Tensor, state: Optional[State] = None
     ) -> Tuple[torch.Tensor, State]:
         """Log-probabilities of the next token after one more: int64 (batch,) -> (batch, V)."""
-        logits, state = self.logits(tokens.reshape(-1, 1), state)
-        return logits.squeeze(1).log_softmax(dim=-1), state
+        log_probs, state = self._run(tokens.reshape(-1, 1), state, True)
+        return log_probs.squeeze(1), state
 
     def forward(self, tokens: torch.Tensor, state: Optional[State] = None):
         """As logits."""
@@ -133,14 +158,17 @@ class PackedRnn(torch.nn.Module):
             values[name].copy_(self.tensor(name))
         return values
 
-    @torch.no_grad()
-    def _dense_weights(self):
+    def _check_filled(self) -> None:
         if not self.filled:
             raise InputError(
                 "the packed LM is empty",
                 todo="give its packed.safetensors (--lm_file DIR/packed.safetensors) and run "
                 "through `python -m espnet_mpq`",
             )
+
+    @torch.no_grad()
+    def _dense_weights(self):
+        self._check_filled()
         # A replica on another device shares this attribute, so the device is part of the key.
         key = (self.device, self.dtype)
         if self._dense is None or self._dense[0] != key:
@@ -167,7 +195,7 @@ class PackedRnn(torch.nn.Module):
         return super().train(False)
 
     def _apply(self, fn, *args, **kwargs):
-        """Move and cast, but never cast codes; drops the float weights made from the old ones."""
+        """Move and cast, but never cast codes; drops what was made from the old ones."""
 
         def keep_codes(tensor: torch.Tensor) -> torch.Tensor:
             new = fn(tensor)
@@ -175,7 +203,7 @@ class PackedRnn(torch.nn.Module):
                 return tensor.to(new.device)
             return new
 
-        self._dense = None
+        self._dense = self._lstm = None
         return super()._apply(keep_codes, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -189,7 +217,7 @@ class PackedRnn(torch.nn.Module):
 
     def __getstate__(self):
         """Copies and pickles carry the packed form only."""
-        return {**self.__dict__, "_dense": None}
+        return {**self.__dict__, "_dense": None, "_lstm": None}
 
     def extra_repr(self) -> str:
         a = self.architecture

@@ -56,6 +56,17 @@ def test_info_table(folder, capsys):
         assert word in text
 
 
+def test_info_names_the_kernel(kernels, tmp_path, capsys, monkeypatch):
+    arch = architecture(vocab_size=30, unit=20)
+    for spec, kernel in ((ClusterSpec(2), kernels[-1]), (ClusterSpec(16), "reference (cluster ")):
+        save_packed(tmp_path / "packed.safetensors", packed_model(arch, uniform(arch, spec)))
+        run(info, tmp_path)
+        assert f"kernel           {kernel}" in capsys.readouterr().out
+    monkeypatch.setenv("MPQ_KERNEL", "reference")
+    run(info, tmp_path, "--json")
+    assert json.loads(capsys.readouterr().out)["kernel"] == "reference"
+
+
 def test_row_bytes_and_error_of_one_bit(tmp_path, capsys):
     """1 bit, one scale a row: 20 columns are 3 bytes and 2 of scale; MSE of Gaussians 0.3634."""
     arch = architecture(vocab_size=4000, unit=20, nlayers=1)

@@ -1,4 +1,4 @@
-"""The packed runtime against torch's own modules that hold the dequantized weights."""
+"""The packed runtime with float activations against torch's own modules; test_kernels.py: int8."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ ARCHITECTURES = [
     for rnn_type in ("lstm", "gru", "rnn_tanh", "rnn_relu")
     for unit, nhid, nlayers, tied in [(7, 7, 1, True), (7, 9, 2, False), (5, 5, 3, True)]
 ]
+
+
+@pytest.fixture(autouse=True)
+def float_activations(monkeypatch):
+    monkeypatch.setenv("MPQ_KERNEL", "reference")
 
 
 def filled(arch, plan, seed=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -60,6 +61,7 @@ class MpqPackedRNNLM(AbsLM):
     def load(self, packed: PackedModel) -> None:
         """Take the tensors of a packed LM; raises MismatchError for another one."""
         self.packed.load(packed)
+        logging.info("packed LM: kernel %s", self.packed.kernel())
 
     def train(self, mode: bool = True) -> "MpqPackedRNNLM":
         """Stays in eval mode: some of the host's programs never call eval()."""

@@ -1,4 +1,4 @@
-"""mpq_packed_rnn against the host's own SequentialRNNLM that holds the dequantized weights."""
+"""mpq_packed_rnn with float activations against the host's own SequentialRNNLM, same weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ CASES = [
     for rnn_type in ("lstm", "gru", "rnn_tanh")
     for unit, nhid, nlayers, tied in [(7, 7, 1, True), (7, 9, 2, False), (5, 5, 3, True)]
 ]
+
+
+@pytest.fixture(autouse=True)
+def float_activations(monkeypatch):
+    monkeypatch.setenv("MPQ_KERNEL", "reference")
 
 
 def pair(host, rnn_type="lstm", unit=7, nhid=7, nlayers=2, tied=False):

@@ -1,0 +1,152 @@
+// The float parts of every path, on vectors of MPQ_LANES floats; included once by each path.
+//
+// Operations and their order do not depend on MPQ_LANES (sums always run in 16 lanes) and nothing is
+// fused (-ffp-contract=off), so that all paths give the same floats.
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+typedef float vf __attribute__((vector_size(MPQ_LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(MPQ_LANES * 4)));
+constexpr int kLanes = MPQ_LANES;
+constexpr int kParts = 16 / kLanes;
+
+inline vf splat(float x) { return vf{} + x; }
+
+template <class V, class T>
+inline V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+inline V load_some(const T* p, int64_t n) {
+    V v{};
+    std::memcpy(&v, p, n < kLanes ? n * 4 : kLanes * 4);
+    return v;
+}
+
+template <class V, class T>
+inline void store_some(T* p, V v, int64_t n) {
+    if (n >= kLanes)
+        std::memcpy(p, &v, sizeof v);
+    else
+        std::memcpy(p, &v, n * 4);
+}
+
+// Adding 1.5 * 2^23 leaves no fraction bits: round half to even for |x| < 2^22.
+inline vf round_even(vf x) {
+    const vf magic = splat(12582912.0f);
+    return (x + magic) - magic;
+}
+
+// exp to about 2 ulp: 2^n times a polynomial (coefficients of Cephes' expf); NaN stays NaN.
+inline vf exp_v(vf x) {
+    x = x < splat(-87.3f) ? splat(-87.3f) : x;
+    x = x > splat(88.0f) ? splat(88.0f) : x;
+    const vf n = round_even(x * splat(1.44269504088896341f));
+    const vf r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * (r * r) + r + splat(1.0f);
+    const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+    return p * (vf)bits;
+}
+
+inline vf sigmoid_v(vf x) { return splat(1.0f) / (splat(1.0f) + exp_v(-x)); }
+inline vf tanh_v(vf x) { return splat(2.0f) * sigmoid_v(splat(2.0f) * x) - splat(1.0f); }
+
+float quantize(const float* x, int64_t cols, int8_t* q) {
+    // Magnitudes compared as integers: NaN is above infinity and so reaches the scale.
+    vi top[kParts] = {};
+    for (int64_t k = 0; k < cols; k += 16)
+        for (int j = 0; j < kParts && k + j * kLanes < cols; ++j) {
+            const int64_t at = k + j * kLanes;
+            const vi bits = load_some<vi>(x + at, cols - at) & 0x7fffffff;
+            top[j] = bits > top[j] ? bits : top[j];
+        }
+    int32_t most = 0;
+    for (int j = 0; j < kParts; ++j)
+        for (int i = 0; i < kLanes; ++i) most = top[j][i] > most ? top[j][i] : most;
+    float scale;
+    std::memcpy(&scale, &most, 4);
+    scale = scale / 127.0f;
+    if (!(scale > 0.0f && scale <= 3.4028235e38f)) {
+        std::memset(q, 0, cols);
+        return scale;
+    }
+    for (int64_t k = 0; k < cols; k += kLanes) {
+        vf r = round_even(load_some<vf>(x + k, cols - k) / scale);
+        // Only a subnormal scale can leave the range.
+        r = r > splat(127.0f) ? splat(127.0f) : r;
+        r = r < splat(-127.0f) ? splat(-127.0f) : r;
+        const vi whole = __builtin_convertvector(r, vi);
+        const int64_t n = cols - k < kLanes ? cols - k : kLanes;
+        for (int64_t i = 0; i < n; ++i) q[k + i] = int8_t(whole[i]);
+    }
+    return scale;
+}
+
+inline vf to_float(const int32_t* y, float x_scale, const float* scales) {
+    return __builtin_convertvector(load<vi>(y), vf) * (splat(x_scale) * load<vf>(scales));
+}
+
+void dequantize(const int32_t* y, float x_scale, const float* scales, const float* bias, int n,
+                float* out) {
+    for (int k = 0; k < n; k += kLanes) {
+        vf v = to_float(y + k, x_scale, scales + k);
+        if (bias) v = v + load<vf>(bias + k);
+        store_some(out + k, v, n - k);
+    }
+}
+
+void cell(const int32_t* const* y, float x_scale, float h_scale, const float* const* scales,
+          const float* const* bias, int n, const float* c_in, float* c_out, float* h_out) {
+    for (int k = 0; k < n; k += kLanes) {
+        vf gate[4];
+        for (int g = 0; g < 4; ++g)
+            gate[g] = (to_float(y[g] + k, x_scale, scales[g] + k) +
+                       to_float(y[4 + g] + k, h_scale, scales[4 + g] + k)) +
+                      load<vf>(bias[g] + k);
+        const vf kept = sigmoid_v(gate[1]) * load_some<vf>(c_in + k, n - k);
+        const vf c = kept + sigmoid_v(gate[0]) * tanh_v(gate[2]);
+        store_some(c_out + k, c, n - k);
+        store_some(h_out + k, sigmoid_v(gate[3]) * tanh_v(c), n - k);
+    }
+}
+
+void log_softmax(float* x, int64_t n) {
+    const int64_t whole = n / 16 * 16;
+    vf top[kParts], sums[kParts];
+    for (int j = 0; j < kParts; ++j) {
+        top[j] = splat(x[0]);
+        sums[j] = splat(0.0f);
+    }
+    for (int64_t k = 0; k < whole; k += 16)
+        for (int j = 0; j < kParts; ++j) {
+            const vf v = load<vf>(x + k + j * kLanes);
+            top[j] = v > top[j] ? v : top[j];
+        }
+    float most = x[0];
+    for (int j = 0; j < kParts; ++j)
+        for (int i = 0; i < kLanes; ++i) most = top[j][i] > most ? top[j][i] : most;
+    for (int64_t k = whole; k < n; ++k) most = x[k] > most ? x[k] : most;
+    for (int64_t k = 0; k < whole; k += 16)
+        for (int j = 0; j < kParts; ++j)
+            sums[j] = sums[j] + exp_v(load<vf>(x + k + j * kLanes) - splat(most));
+    float sum = 0.0f;
+    for (int j = 0; j < kParts; ++j)
+        for (int i = 0; i < kLanes; ++i) sum += sums[j][i];
+    for (int64_t k = whole; k < n; ++k) sum += exp_v(splat(x[k]) - splat(most))[0];
+    const float log_sum = most + std::log(sum);
+    for (int64_t k = 0; k < n; k += kLanes)
+        store_some(x + k, load_some<vf>(x + k, n - k) - splat(log_sum), n - k);
+}
+
+}  // namespace

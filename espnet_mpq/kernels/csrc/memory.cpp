@@ -1,0 +1,58 @@
+// Aligned memory, the scratch memory of a thread, and the layout of activations.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace mpq {
+
+int padded_cols(int64_t cols) { return int((cols + kPadCols - 1) / kPadCols * kPadCols); }
+
+void* aligned_new(size_t n_bytes) {
+    void* p = nullptr;
+    return posix_memalign(&p, 64, n_bytes ? n_bytes : 1) ? nullptr : p;
+}
+
+void aligned_delete(void* p) { std::free(p); }
+
+Arena::~Arena() { aligned_delete(memory_); }
+
+bool Arena::reserve(size_t n_bytes) {
+    used_ = 0;
+    if (n_bytes <= size_) return true;
+    aligned_delete(memory_);
+    memory_ = static_cast<char*>(aligned_new(n_bytes));
+    size_ = memory_ ? n_bytes : 0;
+    return memory_ != nullptr;
+}
+
+void* Arena::take(size_t n_bytes) {
+    char* p = memory_ + used_;
+    used_ += padded(n_bytes);
+    return p;
+}
+
+Arena& thread_arena() {
+    static thread_local Arena arena;
+    return arena;
+}
+
+void interleave(const int8_t* q, int64_t stride, int64_t cols, int batch, int8_t* x, int32_t* sums) {
+    const int64_t whole = cols / 4, n_groups = padded_cols(cols) / 4;
+    for (int b = 0; b < batch; ++b) {
+        const int8_t* row = q + b * stride;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < cols; ++k) sum += row[k];
+        sums[b] = sum;
+        int8_t* to = x + 4 * b;
+        for (int64_t k = 0; k < whole; ++k) std::memcpy(to + k * batch * 4, row + 4 * k, 4);
+        for (int64_t k = whole; k < n_groups; ++k) {
+            int8_t last[4] = {0, 0, 0, 0};
+            for (int j = 0; j < 4; ++j)
+                if (4 * k + j < cols) last[j] = row[4 * k + j];
+            std::memcpy(to + k * batch * 4, last, 4);
+        }
+    }
+}
+
+}  // namespace mpq

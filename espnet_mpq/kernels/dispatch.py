@@ -1,0 +1,143 @@
+"""Finds the kernel library and says which path runs: argument, MPQ_KERNEL, or the fastest here."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Optional, Tuple
+
+import torch
+
+from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.kernels.build import LIBRARY
+
+# In the library's numbering, slowest first. "reference" is torch with float activations.
+PATHS = ("scalar", "avx2", "avx512")
+REFERENCE, AUTO = "reference", "auto"
+ABI_VERSION = 1
+FAILURES = {
+    -1: "bad argument",
+    -2: "this machine has not got the path",
+    -3: "out of memory",
+    -4: "a token outside the vocabulary",
+}
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_SIGNATURES = {
+    "mpq_has_path": (_INT, [_INT]),
+    "mpq_matrix_new": (
+        _POINTER,
+        [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64],
+    ),
+    "mpq_matrix_free": (None, [_POINTER]),
+    "mpq_matrix_n_bytes": (_INT64, [_POINTER]),
+    "mpq_product": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _INT]),
+    "mpq_quantize": (_INT, [_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT]),
+    "mpq_linear": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT]),
+    "mpq_lstm_new": (
+        _POINTER,
+        [_INT, _INT64, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _INT]
+        + [_POINTER, _INT64],
+    ),
+    "mpq_lstm_free": (None, [_POINTER]),
+    "mpq_lstm_run": (
+        _INT,
+        [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
+        + [_INT, _INT],
+    ),
+}
+log = logging.getLogger(__name__)
+
+
+def library() -> Optional[ctypes.CDLL]:
+    """The kernel library, or None when it was not built ($MPQ_KERNEL_LIBRARY: another file)."""
+    return _open(os.environ.get("MPQ_KERNEL_LIBRARY") or str(LIBRARY))[0]
+
+
+def why_no_library() -> str:
+    """What library() found instead of a library; empty when there is one."""
+    return _open(os.environ.get("MPQ_KERNEL_LIBRARY") or str(LIBRARY))[1]
+
+
+@lru_cache(maxsize=None)
+def _open(path: str) -> Tuple[Optional[ctypes.CDLL], str]:
+    build = "build it with a C++ compiler: python -m espnet_mpq.kernels.build"
+    if not Path(path).is_file():
+        return None, f"there is no kernel library {path}; {build}"
+    try:
+        opened = ctypes.CDLL(path)
+        version = opened.mpq_abi_version()
+        if version != ABI_VERSION:
+            return None, f"{path} has interface {version}, wanted {ABI_VERSION}; {build}"
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(opened, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return None, f"{path} is of no use ({error}); {build}"
+    return opened, ""
+
+
+@lru_cache(maxsize=None)
+def _paths(opened: ctypes.CDLL) -> Tuple[str, ...]:
+    return tuple(name for i, name in enumerate(PATHS) if opened.mpq_has_path(i))
+
+
+def available_paths() -> Tuple[str, ...]:
+    """The paths this machine can run, slowest first; empty without a library."""
+    opened = library()
+    return _paths(opened) if opened is not None else ()
+
+
+def choose(path: Optional[str] = None) -> str:
+    """The path that runs: the argument, else $MPQ_KERNEL, else the fastest this machine has.
+
+    Returns:
+        One of PATHS, or "reference", which also stands in, and says so once, when there is no
+        library and no path was asked for.
+
+    Raises:
+        InputError: an unknown path, or one that cannot run here.
+    """
+    asked = path or os.environ.get("MPQ_KERNEL") or AUTO
+    if asked == REFERENCE:
+        return REFERENCE
+    here = available_paths()
+    if asked in here:
+        return asked
+    if asked == AUTO:
+        if here:
+            return here[-1]
+        _say_once(why_no_library())
+        return REFERENCE
+    known = (AUTO, *PATHS, REFERENCE)
+    if asked not in known:
+        raise InputError("unknown kernel", found=repr(asked), todo=near_matches(asked, known))
+    raise InputError(
+        "this machine cannot run the kernel asked for (MPQ_KERNEL)",
+        found=repr(asked),
+        expected=", ".join((*here, REFERENCE)),
+        todo=why_no_library() or None,
+    )
+
+
+@lru_cache(maxsize=None)
+def _say_once(why: str) -> None:
+    log.warning("packed LMs run on the slow reference kernel: %s", why)
+
+
+def number(path: str) -> int:
+    """The library's number of a path."""
+    return PATHS.index(path)
+
+
+def check(code: int, what: str) -> None:
+    """Raises InputError when the library returned a failure."""
+    if code:
+        raise InputError(f"kernel: {what}", found=FAILURES.get(code, f"failure {code}"))
+
+
+def address(tensor: Optional[torch.Tensor]) -> Optional[int]:
+    """Where a contiguous CPU tensor's data begin; None for None."""
+    return None if tensor is None else tensor.data_ptr()

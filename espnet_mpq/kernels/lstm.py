@@ -1,0 +1,126 @@
+"""The fused LSTM LM on packed codes: one call of the library for a step or a whole sequence."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Optional, Sequence, Tuple
+
+import torch
+
+from espnet_mpq.errors import InputError
+from espnet_mpq.kernels import dispatch
+from espnet_mpq.kernels.linear import KernelMatrix
+
+HiddenState = Tuple[torch.Tensor, torch.Tensor]
+
+
+class KernelLstm:
+    """An LSTM LM: embedding codes, eight matrices a layer, output matrix; single-threaded.
+
+    Args:
+        matrices: per layer those of the input for the gates i, f, g, o, then those of the hidden
+            state; last the output matrix.
+        biases: float32, per layer one for each gate (nhid,), last the output's (vocab_size,).
+        codes, scales, levels, bits: the embedding as KernelMatrix takes it; the codes are used
+            where they are.
+        unit: width of the embedding.
+
+    Raises:
+        InputError: shapes that do not belong together.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[KernelMatrix],
+        biases: Sequence[torch.Tensor],
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        levels: torch.Tensor,
+        bits: int,
+        unit: int,
+    ):
+        self.nlayers = len(matrices) // 8
+        self.nhid, self.vocab_size = matrices[0].rows, matrices[-1].rows
+        library = matrices[-1].library
+        # Kept alive as long as the library points into them.
+        self.matrices, self.codes = list(matrices), codes.contiguous()
+        biases = [bias.to(torch.float32).contiguous() for bias in biases]
+        wanted = [(self.nhid,)] * (4 * self.nlayers) + [(self.vocab_size,)]
+        levels = levels.to(torch.int8).contiguous()
+        scales = scales.to(torch.float32).contiguous()
+        handle = None
+        if (
+            len(matrices) == 8 * self.nlayers + 1
+            and [tuple(bias.shape) for bias in biases] == wanted
+            and self.codes.shape == (self.vocab_size, -(-unit * bits // 8))
+            and scales.numel() in (1, self.vocab_size)
+        ):
+            handle = library.mpq_lstm_new(
+                *(self.nlayers, unit, self.nhid, self.vocab_size),
+                _pointers([matrix.handle for matrix in matrices]),
+                _pointers([bias.data_ptr() for bias in biases]),
+                *(self.codes.data_ptr(), bits, levels.data_ptr(), levels.numel()),
+                *(scales.data_ptr(), scales.numel()),
+            )
+        if not handle:
+            raise InputError(
+                "the kernels cannot take this LSTM",
+                found=f"{len(matrices)} matrices, {len(biases)} biases, embedding codes "
+                f"{tuple(self.codes.shape)} of {bits} bits, width {unit}",
+            )
+        self.library, self.handle = library, handle
+        weakref.finalize(self, library.mpq_lstm_free, handle)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the repacked matrices, beside the tensors of the file."""
+        return sum(matrix.n_bytes for matrix in self.matrices)
+
+    def run(
+        self,
+        tokens: torch.Tensor,
+        state: Optional[HiddenState],
+        log_probs: bool,
+        path: str,
+    ) -> Tuple[torch.Tensor, HiddenState]:
+        """Logits or log-probabilities after every token.
+
+        Args:
+            tokens: int64 (batch, length), CPU.
+            state: (h, c), each float32 (nlayers, batch, nhid); None for zeros.
+            path: one of dispatch.PATHS.
+
+        Returns:
+            float32 (batch, length, vocab_size) and the new state.
+
+        Raises:
+            InputError: wrong shapes or dtypes, or a token outside the vocabulary.
+        """
+        batch, length = tokens.shape
+        shape = (self.nlayers, batch, self.nhid)
+        h, c = (None, None) if state is None else (_state(x, shape) for x in state)
+        tokens = tokens.to(torch.int64).contiguous()
+        new_h, new_c = torch.empty(shape), torch.empty(shape)
+        out = torch.empty(batch, length, self.vocab_size)
+        code = self.library.mpq_lstm_run(
+            *(self.handle, tokens.data_ptr(), batch, length),
+            *(dispatch.address(h), dispatch.address(c), new_h.data_ptr(), new_c.data_ptr()),
+            *(out.data_ptr(), int(log_probs), dispatch.number(path)),
+        )
+        dispatch.check(code, "LSTM")
+        return out, (new_h, new_c)
+
+
+def _pointers(addresses: Sequence[int]):
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _state(x: torch.Tensor, shape: tuple) -> torch.Tensor:
+    if x.dtype != torch.float32 or tuple(x.shape) != shape or x.device.type != "cpu":
+        raise InputError(
+            "LSTM state",
+            found=f"{x.dtype} {tuple(x.shape)} on {x.device}",
+            expected=f"torch.float32 {shape} on the CPU",
+        )
+    return x.contiguous()
