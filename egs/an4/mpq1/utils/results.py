@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
+import espnet_mpq
 from espnet_mpq.io import read_json
 from espnet_mpq.report.table import markdown_table, read_row, text_table
 
@@ -54,14 +56,25 @@ def plan_lines(receipt: dict) -> list[str]:
     return lines
 
 
-def made_with(exp: Path) -> list[str]:
-    """Versions, machine, seed and the time of every stage."""
+def decoding_seconds(exp: Path, tag: str) -> str:
+    """Time of every decoding job of the test set, as its log says in the last line."""
+    times = []
+    for name, title, _ in SYSTEMS:
+        log = exp / f"decode_{tag}" / f"test_{name}" / "decode.log"
+        found = re.findall(r"^# done in ([0-9.]+) s$", log.read_text(errors="replace"), re.M)
+        times += [f"{title}: {found[-1]}"] if found else []
+    return "; ".join(times)
+
+
+def made_with(exp: Path, tag: str) -> list[str]:
+    """Versions, machine, seed, and the time of every stage and decoding."""
     versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", "espnet", "espnet_mpq"):
+    for package in ("torch", "espnet"):
         try:
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             pass
+    versions.append(f"espnet_mpq {espnet_mpq.__version__}")
     cpu = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.is_file():
@@ -77,6 +90,8 @@ def made_with(exp: Path) -> list[str]:
         "`make demo` (`./run.sh`); one run, seed 0 everywhere. " + ", ".join(versions) + ".",
         f"{cpu}, {os.cpu_count()} cores, no GPU." if not NVIDIA.exists() else f"{cpu}, GPU.",
         f"Seconds per stage: {times}; together {sum(seconds.values())}.",
+        f"Seconds of decoding the test set, two one-thread jobs at a time: "
+        f"{decoding_seconds(exp, tag)}.",
     ]
 
 
@@ -114,7 +129,7 @@ def main() -> None:
         "",
         *plan_lines(receipt),
         "",
-        *made_with(args.exp),
+        *made_with(args.exp, args.token_tag),
     ]
     args.output.write_text("\n".join(lines) + "\n")
     print(text_table(rows))
