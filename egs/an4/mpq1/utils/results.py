@@ -87,9 +87,9 @@ def made_with(exp: Path, tag: str) -> list[str]:
     return [
         "## Made with",
         "",
-        "`make demo` (`./run.sh`); one run, seed 0 everywhere. " + ", ".join(versions) + ".",
+        "`make demo` (`./run.sh`), seed 0 everywhere. " + ", ".join(versions) + ".",
         f"{cpu}, {os.cpu_count()} cores, no GPU." if not NVIDIA.exists() else f"{cpu}, GPU.",
-        f"Seconds per stage: {times}; together {sum(seconds.values())}.",
+        f"Seconds of the last run of every stage: {times}; together {sum(seconds.values())}.",
         f"Seconds of decoding the test set, two one-thread jobs at a time: "
         f"{decoding_seconds(exp, tag)}.",
     ]
