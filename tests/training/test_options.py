@@ -37,5 +37,9 @@ def test_a_constant_gamma_may_lie_above_the_ceiling_of_a_growing_one():
 
 
 def test_defaults_and_bounds_are_accepted():
-    AdmmOptions()
-    AdmmOptions(gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period_updates=1, finish_epochs=0)
+    assert AdmmOptions().gamma_max >= AdmmOptions().gamma > 0
+    bounds = dict(
+        gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period_updates=1, finish_epochs=0
+    )
+    made = AdmmOptions(**bounds)
+    assert {name: getattr(made, name) for name in bounds} == bounds

@@ -189,11 +189,11 @@ def read_token_list(config: Path, value) -> list:
     return value
 
 
-def load_strictly(model, checkpoint: Path) -> None:
-    """Load a state dict and refuse missing, unknown or misshapen tensors (the host does not).
+def read_state(checkpoint: Path):
+    """What a checkpoint of the host holds, read without pickle's objects, unchecked.
 
     Raises:
-        InputError: the file is damaged; MismatchError: it is not of this model.
+        InputError: the file is damaged or holds other things than weights.
     """
     import torch
 
@@ -207,6 +207,16 @@ def load_strictly(model, checkpoint: Path) -> None:
         ) from error
     if isinstance(state, dict) and "module" in state:  # written by deepspeed
         state = state["module"]
+    return state
+
+
+def load_strictly(model, checkpoint: Path) -> None:
+    """Load a state dict and refuse missing, unknown or misshapen tensors (the host does not).
+
+    Raises:
+        InputError: the file is damaged; MismatchError: it is not of this model.
+    """
+    state = read_state(checkpoint)
     wanted = model.state_dict()
     if not isinstance(state, dict) or not any(k in wanted for k in state):
         raise MismatchError(

@@ -15,6 +15,7 @@ from espnet_mpq.hosts.espnet.experiment import (
     find_checkpoint,
     find_config,
     read_config,
+    read_state,
     read_token_list,
 )
 from espnet_mpq.hosts.espnet.packed_directory import (
@@ -112,16 +113,7 @@ def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
     Raises:
         InputError: the file is damaged; MismatchError: it is not the state dict of an LM.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and EOF errors, by torch version
-        raise InputError(
-            f"{checkpoint} cannot be read as a checkpoint",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected="a file of weights that lm_train saved (valid.loss.best.pth, 5epoch.pth)",
-        ) from error
-    if isinstance(state, dict) and "module" in state:  # written by deepspeed
-        state = state["module"]
+    state = read_state(checkpoint)
     names = list(state) if isinstance(state, dict) else []
     if not names or not all(str(name).startswith(PREFIX) for name in names):
         raise MismatchError(
