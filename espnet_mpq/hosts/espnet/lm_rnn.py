@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from espnet2.lm.seq_rnn_lm import SequentialRNNLM
 
-from espnet_mpq.clusters import find_clusters
-from espnet_mpq.errors import MismatchError
-from espnet_mpq.plan import Plan
+from espnet_mpq.hosts.espnet.planned_lm import PlannedLm
 
 
-class MpqSequentialRNNLM(SequentialRNNLM):
-    """SequentialRNNLM whose ``lm_conf`` may carry a plan; parameters keep the host's names.
+class MpqSequentialRNNLM(PlannedLm, SequentialRNNLM):
+    """SequentialRNNLM whose ``lm_conf`` may carry a plan.
 
-    The forward pass is the host's own: the trainer writes projected weights into the
-    parameters before it validates or saves, so checkpoints lie on the grid.
-
-    Args:
-        plan: the JSON form of a Plan (``lm_conf.plan``), or None for a plain fp LM.
-        **host_options: vocab_size, unit, nhid, nlayers, dropout_rate, tie_weights, rnn_type,
-            ignore_id as in the host.
-
-    Raises:
-        PlanError: the plan does not fit this LM.
+    Options of the host: vocab_size, unit, nhid, nlayers, dropout_rate, tie_weights, rnn_type,
+    ignore_id.
     """
-
-    def __init__(self, vocab_size: int, plan: Optional[dict] = None, **host_options):
-        super().__init__(vocab_size=vocab_size, **host_options)
-        self.plan = None
-        if plan is not None:
-            self.plan = Plan.from_dict(plan)
-            self.plan.check(find_clusters(self))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # The host loads with strict=False and would take a file without one matching key.
-        missing = [name for name in self.state_dict() if prefix + name not in state_dict]
-        if missing:
-            raise MismatchError(
-                "checkpoint does not belong to this LM",
-                found=f"no {prefix + missing[0]} ({len(missing)} tensors missing)",
-                expected=f"{', '.join(prefix + name for name in list(self.state_dict())[:3])}, ...",
-                todo="check --lm_file / --init_param and the lm_conf it was trained with",
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -16,6 +16,7 @@ LOG = logging.getLogger("espnet_mpq")
 # Host choice -> (module beside this one, class). Keys are lower case, as the host compares them.
 LM_CLASSES = {
     "mpq_seq_rnn": ("lm_rnn", "MpqSequentialRNNLM"),
+    "mpq_transformer": ("lm_transformer", "MpqTransformerLM"),
     "mpq_packed_rnn": ("lm_packed", "MpqPackedRNNLM"),
 }
 MODEL_CLASSES = {"mpq_lm": ("model", "MpqLanguageModel")}

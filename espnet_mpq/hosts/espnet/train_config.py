@@ -49,7 +49,13 @@ LR_FACTOR = 0.5
 # Adam and its kin (optim names with "adam") diverge far above this.
 ADAM_LR_MAX, ADAM_LR_FALLBACK = 1e-2, 1e-3
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 10
-FP_LMS = ("seq_rnn", "mpq_seq_rnn")
+# LM class of the fp LM -> the class that trains it with a plan.
+TRAINED_AS = {
+    "seq_rnn": "mpq_seq_rnn",
+    "mpq_seq_rnn": "mpq_seq_rnn",
+    "transformer": "mpq_transformer",
+    "mpq_transformer": "mpq_transformer",
+}
 COMMENTS = {
     "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
     "model": "Loss; mpq_lm can distill from the fp LM (mpq_distill).",
@@ -75,15 +81,15 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
             plan; PlanError: ``user`` has a plan of its own.
     """
     fp = vars(exp.args)
-    if fp["lm"] not in FP_LMS:
+    if fp["lm"] not in TRAINED_AS:
         raise InputError(
             f"{exp.config}: no training with a plan for this LM",
             found=f"lm: {fp['lm']}",
-            expected="lm: " + " or ".join(FP_LMS),
+            expected="lm: one of " + ", ".join(TRAINED_AS),
         )
     lm_conf = {k: v for k, v in fp["lm_conf"].items() if k != "plan"}
     lm_conf["plan"] = plan.inline()
-    settings = {"lm": "mpq_seq_rnn", "lm_conf": lm_conf, "model": "mpq_lm"}
+    settings = {"lm": TRAINED_AS[fp["lm"]], "lm_conf": lm_conf, "model": "mpq_lm"}
     settings.update({k: fp[k] for k in INHERITED if fp.get(k) not in (None, {}, [])})
     if "optim_conf" in settings:
         # Switches that are off differ between torch versions; leaving them out means the same.
@@ -159,18 +165,26 @@ def _merge(settings: dict, user: Mapping, config: str) -> None:
     lm_conf = user.get("lm_conf") or {}
     if "plan" in lm_conf:
         raise PlanError("the training options have a plan of their own", todo="remove lm_conf.plan")
-    if user.get("lm", "mpq_seq_rnn") not in FP_LMS:
-        raise InputError("training with a plan", found=f"lm: {user['lm']}", expected="mpq_seq_rnn")
+    if TRAINED_AS.get(str(user.get("lm", settings["lm"]))) != settings["lm"]:
+        raise InputError(
+            f"training with a plan of {config}",
+            found=f"lm: {user['lm']}",
+            expected=settings["lm"],
+        )
     for key, value in lm_conf.items():
-        if key != "dropout_rate" and settings["lm_conf"].get(key, value) != value:
+        if not _is_dropout(key) and settings["lm_conf"].get(key, value) != value:
             raise MismatchError(
                 f"the training options change the LM of {config}: lm_conf.{key}",
                 found=repr(value),
                 expected=repr(settings["lm_conf"][key]),
             )
     settings["lm_conf"] = {**lm_conf, **settings["lm_conf"]}
-    if "dropout_rate" in lm_conf:
-        settings["lm_conf"]["dropout_rate"] = lm_conf["dropout_rate"]
+    settings["lm_conf"].update({k: v for k, v in lm_conf.items() if _is_dropout(k)})
+
+
+def _is_dropout(key: str) -> bool:
+    """The options of lm_conf that change the training and not the LM."""
+    return key.endswith("dropout_rate")
 
 
 def to_yaml(settings: Mapping, head: str) -> str:

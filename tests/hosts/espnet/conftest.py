@@ -27,7 +27,9 @@ def train(host, tiny_text, tmp_path_factory):
 
     def run(folder, plan=None, **settings):
         torch.set_num_threads(1)  # a forked child must not meet the parent's thread pool
-        lm_conf = dict(unit=12, nlayers=1, dropout_rate=0.2)
+        lm_conf = {}
+        if "transformer" not in settings.get("lm", ""):
+            lm_conf = dict(unit=12, nlayers=1, dropout_rate=0.2)
         lm_conf.update(settings.pop("lm_conf", {}))
         if plan is not None:
             lm_conf["plan"] = copy.deepcopy(plan)

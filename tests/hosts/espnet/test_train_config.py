@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from espnet_mpq.clusters import find_clusters
-from espnet_mpq.errors import InputError
+from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan, uniform_plan
 
 
@@ -129,5 +129,23 @@ def test_yaml_has_comments_and_the_same_values(exp, plan):
 def test_other_lms_are_refused(exp, plan):
     from espnet_mpq.hosts.espnet.train_config import train_settings
 
-    with pytest.raises(InputError, match="transformer"):
-        train_settings(changed(exp, lm="transformer"), plan)
+    with pytest.raises(InputError, match="found lm: transformer_opt; expected lm: one of seq_rnn"):
+        train_settings(changed(exp, lm="transformer_opt"), plan)
+    for lm in ("transformer", "mpq_transformer"):
+        with pytest.raises(InputError, match=f"found lm: {lm}; expected mpq_seq_rnn"):
+            train_settings(exp, plan, {"lm": lm})
+
+
+@pytest.mark.parametrize("lm", ["transformer", "mpq_transformer"])
+def test_transformers_train_as_mpq_transformer(exp, plan, lm):
+    """The LM stays as it is; of lm_conf only the dropout rates may change."""
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    conf = {"att_unit": 8, "dropout_rate": 0.1, "attention_dropout_rate": 0.2}
+    exp = changed(exp, lm=lm, lm_conf=conf)
+    more = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "positional_dropout_rate": 0.3}
+    settings = train_settings(exp, plan, {"lm": "transformer", "lm_conf": more})
+    assert settings["lm"] == "mpq_transformer"
+    assert settings["lm_conf"] == {"att_unit": 8, **more, "plan": plan.inline()}
+    with pytest.raises(MismatchError, match="lm_conf.att_unit: found 16; expected 8"):
+        train_settings(exp, plan, {"lm_conf": {"att_unit": 16}})
