@@ -8,6 +8,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from espnet2.lm.abs_model import AbsLM
 
+from espnet_mpq.hosts.espnet.lm_states import as_batch_of_one, split_states, stack_states
 from espnet_mpq.lm.rnn import PackedRnn, State
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel
@@ -69,7 +70,8 @@ class MpqPackedRNNLM(AbsLM):
 
     def zero_state(self) -> State:
         """The start state of one hypothesis: (h, c), or h, each (nlayers, nhid)."""
-        return _map_state(lambda tensor: tensor[:, 0], self.packed.zero_state(1))
+        state = self.packed.zero_state(1)
+        return tuple(x[:, 0] for x in state) if isinstance(state, tuple) else state[:, 0]
 
     def forward(
         self, input: torch.Tensor, hidden: Optional[State]
@@ -84,9 +86,7 @@ class MpqPackedRNNLM(AbsLM):
 
         ``state`` is None, what score returned, or one state of batch_score or zero_state.
         """
-        if state is not None:
-            state = _map_state(lambda tensor: _unbatched(tensor).unsqueeze(1), state)
-        log_probs, state = self.packed.step(y[-1:], state)
+        log_probs, state = self.packed.step(y[-1:], as_batch_of_one(state))
         return log_probs.view(-1), state
 
     def batch_score(
@@ -95,29 +95,9 @@ class MpqPackedRNNLM(AbsLM):
         """Log-probabilities (B, V) after prefixes ``ys`` (B, length), one state a hypothesis.
 
         ``states`` may hold None (a hypothesis at its start) and states of score, batch_score or
-        zero_state in any mixture; the returned ones are (nlayers, nhid) each, as the host's.
+        zero_state in any mixture; the returned ones are (nlayers, nhid) each, as the host's, and
+        know the batch they belong to.
         """
-        state = None
-        if any(s is not None for s in states):
-            start = self.zero_state()
-            columns = [start if s is None else _map_state(_unbatched, s) for s in states]
-            if isinstance(start, tuple):
-                state = tuple(torch.stack([c[k] for c in columns], dim=1) for k in range(2))
-            else:
-                state = torch.stack(columns, dim=1)
+        state = stack_states(states, self.zero_state)
         log_probs, state = self.packed.step(ys[:, -1], state)
-        if isinstance(state, tuple):
-            h, c = state
-            return log_probs, [(h[:, i], c[:, i]) for i in range(h.size(1))]
-        return log_probs, [state[:, i] for i in range(state.size(1))]
-
-
-def _unbatched(tensor: torch.Tensor) -> torch.Tensor:
-    """(nlayers, 1, nhid) or (nlayers, nhid) -> (nlayers, nhid)."""
-    return tensor[:, 0] if tensor.dim() == 3 else tensor
-
-
-def _map_state(function, state: State) -> State:
-    if isinstance(state, (tuple, list)):
-        return tuple(function(tensor) for tensor in state)
-    return function(state)
+        return log_probs, split_states(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 
 import pytest
@@ -46,7 +47,7 @@ def pair(host, rnn_type="lstm", unit=7, nhid=7, nlayers=2, tied=False):
 
 
 def flat(state):
-    return torch.cat(list(state)) if isinstance(state, tuple) else state
+    return state if isinstance(state, torch.Tensor) else torch.cat(list(state))
 
 
 def close(a, b):
@@ -124,6 +125,91 @@ def test_states_of_all_calls_mix(host):
     close(lm.batch_score(ys, [state, batched[1], batched[0]], None)[0], want.expand(3, -1))
     close(lm.score(ys[0], batched[2], None)[0], want)
     close(lm.score(ys[0, :1], lm.zero_state(), None)[0], lm.score(ys[0, :1], None, None)[0])
+
+
+def of_the_host(state):
+    """A state as the host's score takes it: (nlayers, 1, nhid)."""
+    return None if state is None else tuple(x.reshape(len(x), 1, -1) for x in state)
+
+
+def grown(lm, float_lm, rng):
+    """(prefix, our state, the host's): of batch_score, score and zero_state, of many calls."""
+    found = [((V - 1,), None, None), ((2,), lm.zero_state(), float_lm.zero_state())]
+    for _ in range(6):
+        chosen = rng.choices(found, k=rng.choice((1, 2, 5)))
+        tokens = torch.tensor([prefix[-1:] for prefix, _, _ in chosen])
+        _, ours = lm.batch_score(tokens, [state for _, state, _ in chosen], None)
+        for (prefix, _, theirs), token, state in zip(chosen, tokens, ours):
+            theirs = float_lm.score(token, of_the_host(theirs), None)[1]
+            found.append((prefix + (rng.randrange(1, V),), state, theirs))
+        prefix, state, theirs = found[-1]
+        _, state = lm.score(torch.tensor(prefix), state, None)
+        _, theirs = float_lm.score(torch.tensor(prefix), theirs, None)
+        found.append((prefix + (3,), state, theirs))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_hypotheses_of_different_calls_in_one_batch(host, seed):
+    """As in a transducer search: any states together, repeated, in any order; then score."""
+    lm, float_lm = pair(host, "lstm", 7, 9, 2)
+    rng = random.Random(seed)
+    found = grown(lm, float_lm, rng)
+    for batch in (1, 3, len(found), 20):
+        chosen = rng.choices(found, k=batch)
+        tokens = torch.tensor([prefix[-1:] for prefix, _, _ in chosen])
+        scores, states = lm.batch_score(tokens, [state for _, state, _ in chosen], None)
+        for i, (prefix, state, theirs) in enumerate(chosen):
+            want, theirs = float_lm.score(torch.tensor(prefix), of_the_host(theirs), None)
+            close(scores[i], want)
+            close(flat(states[i]), flat(theirs)[:, 0])
+            close(lm.score(torch.tensor(prefix), state, None)[0], want)
+
+
+def test_gathering_and_stacking_give_the_same_bits(host, kernels, monkeypatch):
+    """A batch out of one earlier call takes a short cut; states that know no batch do not."""
+    arch = architecture("lstm", V, 7, 9, 2)
+    packed = packed_model(arch, uniform(arch, ClusterSpec(2)))
+    lm_class = host.lm_choices.get_class("mpq_packed_rnn")
+    lm = lm_class(V, plan=packed.plan.to_dict(), **arch.lm_conf())
+    lm.load(packed)
+    for path in (*kernels, "reference"):
+        monkeypatch.setenv("MPQ_KERNEL", path)
+        assert lm.packed.kernel() == path
+        _, states = lm.batch_score(torch.arange(5).reshape(5, 1), [None] * 5, None)
+        for pick in ([0, 1, 2, 3, 4], [4, 4, 0], [2], [1, 3, 1, 0, 2, 2, 4]):
+            ys = torch.arange(1, 1 + len(pick)).reshape(-1, 1)
+            chosen = [lm.select_state(states, torch.tensor(i)) for i in pick]
+            gathered, after = lm.batch_score(ys, chosen, None)
+            stacked, want = lm.batch_score(ys, [tuple(s) for s in chosen], None)
+            assert torch.equal(gathered, stacked)
+            assert all(torch.equal(flat(a), flat(b)) for a, b in zip(after, want))
+
+
+def test_states_are_pairs_that_copy_and_pickle_and_are_never_written_to(host):
+    lm, _ = pair(host, "lstm", 7, 9, 2)
+    _, states = lm.batch_score(torch.tensor([[3], [4], [5]]), [None] * 3, None)
+    h, c = states[1]
+    assert h.shape == c.shape == (2, 9) and len(states[1]) == 2
+    assert torch.equal(states[1][-1], c) and torch.equal(states[1][:1][0], h)
+    before = (h.clone(), c.clone())
+    want, _ = lm.score(torch.tensor([6]), states[1], None)
+    for twin in (
+        copy.copy(states[1]),
+        copy.deepcopy(states[1]),
+        pickle.loads(pickle.dumps(states[1])),
+        tuple(states[1]),
+        list(states[1]),
+    ):
+        assert torch.equal(twin[0], h) and torch.equal(twin[1], c)
+        close(lm.score(torch.tensor([6]), twin, None)[0], want)
+        scores, _ = lm.batch_score(torch.tensor([[6], [6]]), [states[1], twin], None)
+        close(scores, want.expand(2, -1))
+    # A copy has its own column, and only that.
+    assert h._is_view() and not copy.copy(states[1])[0]._is_view()
+    lm.batch_score(torch.tensor([[1], [2]]), [states[2], states[1]], None)
+    assert torch.equal(h, before[0]) and torch.equal(c, before[1])
 
 
 def test_casting_and_eval_mode(host):
