@@ -7,7 +7,7 @@ import random
 
 import torch
 
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.architecture import Architecture, RnnArchitecture
 from espnet_mpq.packed.pack import pack_lm
 from espnet_mpq.plan import ClusterSpec, Plan
 
@@ -27,7 +27,7 @@ def tokens(n_tokens: int) -> list:
 
 
 def architecture(rnn_type="lstm", vocab_size=11, unit=7, nhid=None, nlayers=2, tie_weights=False):
-    return Architecture(rnn_type, vocab_size, unit, nhid or unit, nlayers, tie_weights)
+    return RnnArchitecture(rnn_type, vocab_size, unit, nhid or unit, nlayers, tie_weights)
 
 
 def random_weights(arch: Architecture, seed: int = 0) -> dict:

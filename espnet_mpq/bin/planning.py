@@ -46,13 +46,9 @@ class Planner:
         self.exp, self.table = exp, table
         self.clusters = find_clusters(exp.lm)
         self.rest = rest_parameters(exp.lm, self.clusters)
-        if not any(cluster.kind == "gate" for cluster in self.clusters):
-            raise InputError(
-                f"{exp.config}: packed files hold recurrent LMs only",
-                found=f"lm: {exp.args.lm}",
-                expected="lm: seq_rnn",
-            )
-        self.architecture = Architecture.from_lm_conf(exp.args.lm_conf, len(exp.token_list))
+        self.architecture = Architecture.from_lm_conf(
+            exp.args.lm_conf, len(exp.token_list), exp.args.lm
+        )
         fixed = {"grid": grid, "tying": tying, "group_size": group_size}
         self.scale_dtype = Plan.scale_dtype
         if table is not None:

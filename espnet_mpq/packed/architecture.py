@@ -2,25 +2,123 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Dict, List, Mapping, Tuple
+from typing import ClassVar, Dict, List, Mapping, Tuple
 
 from espnet_mpq.clusters import Cluster, find_clusters_in_shapes
 from espnet_mpq.errors import InputError, near_matches
 
+Shapes = Dict[str, Tuple[int, ...]]
 N_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 LARGEST = 2**31 - 1
 MOST_LAYERS = 1000
 
 
+class Architecture(ABC):
+    """One kind of LM with its sizes; subclasses are frozen dataclasses.
+
+    FAMILY names the kind in packed files. FLOAT_LMS are the names of the host's LM classes
+    (``lm`` of config.yaml) with float weights that have this shape, TRAINED_LM is the one of
+    them that trains with a plan, PACKED_LM the one that runs packed files.
+    """
+
+    FAMILY: ClassVar[str]
+    FLOAT_LMS: ClassVar[Tuple[str, ...]]
+    TRAINED_LM: ClassVar[str]
+    PACKED_LM: ClassVar[str]
+    vocab_size: int
+
+    @classmethod
+    def from_lm_conf(cls, lm_conf: Mapping, vocab_size: int, lm: str = "seq_rnn") -> "Architecture":
+        """From what the host's config.yaml says of an LM, float or packed.
+
+        Args:
+            lm_conf: as in config.yaml; missing keys mean the host's defaults, keys that do not
+                change the shape (dropout, plan) are passed over.
+            vocab_size: length of the token list.
+            lm: the host's name of the LM class, in any case.
+
+        Raises:
+            InputError: an LM that no packed file can hold, or sizes that cannot be.
+        """
+        return family_of_lm(lm)._from_lm_conf(lm_conf, vocab_size)
+
+    @classmethod
+    def from_dict(cls, value: Mapping) -> "Architecture":
+        """From the JSON form; raises InputError for an unknown family, unknown or missing keys."""
+        name = value.get("class") if isinstance(value, Mapping) else value
+        for family in FAMILIES:
+            if name == family.FAMILY:
+                break
+        else:
+            raise InputError(
+                "architecture: unknown class",
+                found=repr(name),
+                expected=" or ".join(repr(family.FAMILY) for family in FAMILIES),
+            )
+        known = ("class", *(field.name for field in fields(family)))
+        for key in value:
+            if key not in known:
+                todo = near_matches(key, known)
+                raise InputError(f"architecture: unknown key {key!r}", todo=todo)
+        missing = [key for key in known if key not in value]
+        if missing:
+            raise InputError("architecture: missing keys", found="no " + ", ".join(missing))
+        return family(**{key: value[key] for key in known[1:]})
+
+    def to_dict(self) -> dict:
+        return {"class": self.FAMILY, **asdict(self)}
+
+    def lm_conf(self) -> dict:
+        """The sizes as ``lm_conf`` keys of ESPnet (vocab_size comes from the token list)."""
+        return {k: v for k, v in asdict(self).items() if k != "vocab_size"}
+
+    @abstractmethod
+    def parameter_shapes(self) -> Shapes:
+        """Parameter name -> shape in ESPnet's order; a tied matrix appears once."""
+
+    def ties(self) -> Dict[str, str]:
+        """Parameters that checkpoints may repeat: their name -> the name they are stored under."""
+        return {}
+
+    def clusters(self) -> List[Cluster]:
+        """The weight clusters, as find_clusters gives for the float LM."""
+        return list(_clusters(self))
+
+    def rest(self) -> List[Tuple[str, Tuple[int, ...]]]:
+        """Name and shape of the parameters that stay float32."""
+        covered = {part.parameter for cluster in _clusters(self) for part in cluster.parts}
+        return [(n, s) for n, s in self.parameter_shapes().items() if n not in covered]
+
+    def _check_sizes(self, **largest: int) -> None:
+        """Raise InputError unless every field is a whole number from 1 to its largest."""
+        for key, most in largest.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InputError(
+                    f"architecture: bad {key}", found=repr(value), expected=f"1 to {most}"
+                )
+
+
+@lru_cache(maxsize=64)
+def _clusters(architecture: Architecture) -> Tuple[Cluster, ...]:
+    return tuple(find_clusters_in_shapes(architecture.parameter_shapes()))
+
+
 @dataclass(frozen=True)
-class Architecture:
+class RnnArchitecture(Architecture):
     """A recurrent LM laid out as ESPnet's SequentialRNNLM: embedding, RNN stack, output layer.
 
     Sizes are numbers of units; ``unit`` is the embedding width, ``nhid`` the width of the
     hidden state. With ``tie_weights`` the embedding matrix is the output matrix too.
     """
+
+    FAMILY: ClassVar[str] = "rnn"
+    FLOAT_LMS: ClassVar[Tuple[str, ...]] = ("seq_rnn", "mpq_seq_rnn")
+    TRAINED_LM: ClassVar[str] = "mpq_seq_rnn"
+    PACKED_LM: ClassVar[str] = "mpq_packed_rnn"
 
     rnn_type: str
     vocab_size: int
@@ -36,13 +134,7 @@ class Architecture:
                 found=repr(self.rnn_type),
                 expected="one of " + ", ".join(N_GATES),
             )
-        for key in ("vocab_size", "unit", "nhid", "nlayers"):
-            value = getattr(self, key)
-            largest = MOST_LAYERS if key == "nlayers" else LARGEST
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-                raise InputError(
-                    f"architecture: bad {key}", found=repr(value), expected=f"1 to {largest}"
-                )
+        self._check_sizes(vocab_size=LARGEST, unit=LARGEST, nhid=LARGEST, nlayers=MOST_LAYERS)
         if not isinstance(self.tie_weights, bool):
             raise InputError(
                 "architecture: bad tie_weights", found=repr(self.tie_weights), expected="a boolean"
@@ -54,8 +146,7 @@ class Architecture:
             )
 
     @classmethod
-    def from_lm_conf(cls, lm_conf: Mapping, vocab_size: int) -> "Architecture":
-        """From ESPnet's ``lm_conf`` (its defaults: unit 650, nhid = unit, 2 layers, lstm)."""
+    def _from_lm_conf(cls, lm_conf: Mapping, vocab_size: int) -> "RnnArchitecture":
         unit = lm_conf.get("unit", 650)
         nhid = lm_conf.get("nhid")
         return cls(
@@ -67,37 +158,9 @@ class Architecture:
             tie_weights=bool(lm_conf.get("tie_weights", False)),
         )
 
-    @classmethod
-    def from_dict(cls, value: Mapping) -> "Architecture":
-        """From the JSON form; raises InputError for unknown or missing keys."""
-        known = ("class", *cls.__dataclass_fields__)
-        if not isinstance(value, Mapping) or value.get("class") != "rnn":
-            raise InputError(
-                "architecture: unknown class",
-                found=repr(value.get("class")) if isinstance(value, Mapping) else repr(value),
-                expected="'rnn'",
-            )
-        for key in value:
-            if key not in known:
-                todo = near_matches(key, known)
-                raise InputError(f"architecture: unknown key {key!r}", todo=todo)
-        missing = [key for key in known if key not in value]
-        if missing:
-            raise InputError("architecture: missing keys", found="no " + ", ".join(missing))
-        return cls(**{key: value[key] for key in known[1:]})
-
-    def to_dict(self) -> dict:
-        return {"class": "rnn", **asdict(self)}
-
-    def lm_conf(self) -> dict:
-        """The sizes as ``lm_conf`` keys of ESPnet (vocab_size comes from the token list)."""
-        return {k: v for k, v in asdict(self).items() if k != "vocab_size"}
-
-    def parameter_shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """Parameter name -> shape in ESPnet's order; a tied matrix appears once."""
-        gates = N_GATES[self.rnn_type]
-        rows = gates * self.nhid
-        shapes: Dict[str, Tuple[int, ...]] = {"encoder.weight": (self.vocab_size, self.unit)}
+    def parameter_shapes(self) -> Shapes:
+        rows = N_GATES[self.rnn_type] * self.nhid
+        shapes: Shapes = {"encoder.weight": (self.vocab_size, self.unit)}
         for layer in range(self.nlayers):
             cols = self.unit if layer == 0 else self.nhid
             shapes[f"rnn.weight_ih_l{layer}"] = (rows, cols)
@@ -109,16 +172,22 @@ class Architecture:
         shapes["decoder.bias"] = (self.vocab_size,)
         return shapes
 
-    def clusters(self) -> List[Cluster]:
-        """The weight clusters, as find_clusters gives for the float LM."""
-        return list(_clusters(self))
-
-    def rest(self) -> List[Tuple[str, Tuple[int, ...]]]:
-        """Name and shape of the parameters that stay float32."""
-        covered = {part.parameter for cluster in _clusters(self) for part in cluster.parts}
-        return [(n, s) for n, s in self.parameter_shapes().items() if n not in covered]
+    def ties(self) -> Dict[str, str]:
+        return {"decoder.weight": "encoder.weight"} if self.tie_weights else {}
 
 
-@lru_cache(maxsize=64)
-def _clusters(architecture: Architecture) -> Tuple[Cluster, ...]:
-    return tuple(find_clusters_in_shapes(architecture.parameter_shapes()))
+FAMILIES = (RnnArchitecture,)
+
+
+def family_of_lm(lm: str) -> type:
+    """The Architecture class of the host's LM class ``lm``; raises InputError for another."""
+    name = str(lm).lower()
+    for family in FAMILIES:
+        if name in family.FLOAT_LMS or name == family.PACKED_LM:
+            return family
+    known = [name for family in FAMILIES for name in (*family.FLOAT_LMS, family.PACKED_LM)]
+    raise InputError(
+        "no packed file can hold this LM",
+        found=f"lm: {lm}",
+        expected="one of " + ", ".join(known),
+    )

@@ -31,10 +31,10 @@ def check_model(packed: PackedModel, architecture: Architecture, plan: Plan, pat
     """Raise MismatchError unless the file has this architecture and plan; names what differs."""
     found, expected = architecture.to_dict(), packed.architecture.to_dict()
     for key, value in expected.items():
-        if found[key] != value:
+        if found.get(key) != value:
             raise MismatchError(
                 f"{path} does not fit lm_conf: {key}",
-                found=f"{found[key]!r} in lm_conf",
+                found=f"{found.get(key)!r} in lm_conf",
                 expected=f"{value!r} as in the file",
                 todo=AGAIN,
             )
@@ -77,7 +77,7 @@ def load_into(
         raise MismatchError(
             f"{path} is a packed LM but config.yaml describes another kind",
             found=type(lm).__name__,
-            expected="lm: mpq_packed_rnn",
+            expected=f"lm: {packed.architecture.PACKED_LM}",
             todo=AGAIN,
         )
     if token_list is not None:

@@ -44,10 +44,11 @@ def check_weights(
     """
     shapes = architecture.parameter_shapes()
     weights = dict(weights)
-    if architecture.tie_weights and {"encoder.weight", "decoder.weight"} <= set(weights):
-        if not torch.equal(weights.pop("decoder.weight"), weights["encoder.weight"]):
+    for name, kept in architecture.ties().items():
+        repeated = weights.pop(name) if kept in weights and name in weights else None
+        if repeated is not None and not torch.equal(repeated, weights[kept]):
             raise MismatchError(
-                "tie_weights is set but the checkpoint's encoder.weight and decoder.weight differ",
+                f"tie_weights is set but the checkpoint's {kept} and {name} differ",
                 todo="set tie_weights: false in lm_conf, or give the right checkpoint",
             )
     if set(weights) != set(shapes):
@@ -132,9 +133,7 @@ def pack_lm(
     return PackedModel(shorten_command(specs, metadata), tensors)
 
 
-def rounded_clusters(
-    packed: PackedModel, weights: Mapping[str, torch.Tensor]
-) -> Dict[str, float]:
+def rounded_clusters(packed: PackedModel, weights: Mapping[str, torch.Tensor]) -> Dict[str, float]:
     """Clusters whose weights were not on the plan's grid, with their squared relative error."""
     weights = check_weights(weights, packed.architecture)
     errors = {

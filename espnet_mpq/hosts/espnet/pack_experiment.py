@@ -24,7 +24,7 @@ from espnet_mpq.hosts.espnet.packed_directory import (
     replaced_directory,
 )
 from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.architecture import FAMILIES, Architecture
 from espnet_mpq.packed.format import PackedModel, save_packed
 from espnet_mpq.packed.pack import pack_lm, rounded_clusters
 from espnet_mpq.packed.receipt import receipt
@@ -32,7 +32,7 @@ from espnet_mpq.plan import Plan
 
 LOG = logging.getLogger("espnet_mpq")
 PREFIX = "lm."  # ESPnetLanguageModel keeps the LM under this attribute
-FLOAT_LMS = ("seq_rnn", "mpq_seq_rnn")
+FLOAT_LMS = tuple(name for family in FAMILIES for name in family.FLOAT_LMS)
 
 
 def pack_experiment(
@@ -65,7 +65,7 @@ def pack_experiment(
     config_path, checkpoint, config = _open(lm_exp, lm_file)
     check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
     token_list = config["token_list"]
-    architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list))
+    architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list), config["lm"])
     chosen = _choose_plan(plan, config, config_path)
     chosen.check(architecture.clusters())
     weights = read_weights(checkpoint)
@@ -150,7 +150,7 @@ def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
         raise MismatchError(
             f"{config_path} describes an LM that cannot be packed",
             found=f"lm: {choice}",
-            expected=" or ".join(FLOAT_LMS),
+            expected="one of " + ", ".join(FLOAT_LMS),
         )
     config["token_list"] = read_token_list(config_path, config["token_list"])
     if not isinstance(config["lm_conf"], dict):
@@ -194,7 +194,7 @@ def _write_config(path: Path, config: Mapping, architecture: Architecture, plan:
     from espnet_mpq.io import atomic_write
 
     new = {key: value for key, value in config.items() if not key.startswith("mpq_")}
-    new["lm"] = "mpq_packed_rnn"
+    new["lm"] = architecture.PACKED_LM
     new["lm_conf"] = {**architecture.lm_conf(), "plan": plan.to_dict(provenance=False)}
     conf = config.get("model_conf") or {}
     new["model"] = "lm"

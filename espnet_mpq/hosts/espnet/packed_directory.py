@@ -20,7 +20,7 @@ FOLDERS = ("images", "perplexity_test")
 TARGETS = (PACKED_FILE, "receipt.json", *FOLDERS, "config.yaml")
 # What the host's lm_calc_perplexity writes.
 PERPLEXITY_FILES = ("ppl", "base", "utt2nll", "utt2ntokens", "utt2ppl")
-_OUR_LM = re.compile(r"^lm:\s*['\"]?mpq_packed_rnn['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE)
+_OUR_LM = re.compile(r"^lm:\s*['\"]?mpq_packed_\w+['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE)
 _MARK = ".mpq-"  # tells our temporary folders from the user's hidden ones
 
 

@@ -19,6 +19,7 @@ LM_CLASSES = {
     "mpq_transformer": ("lm_transformer", "MpqTransformerLM"),
     "mpq_packed_rnn": ("lm_packed", "MpqPackedRNNLM"),
 }
+PACKED = "mpq_packed"  # how the LMs begin that run packed files
 MODEL_CLASSES = {"mpq_lm": ("model", "MpqLanguageModel")}
 TRAINER = ("trainer", "MpqTrainer")
 # What we rely on in espnet2.tasks.lm: dotted attribute -> what it is for.
@@ -156,7 +157,7 @@ def _wrap_worker(original):
 
 
 def _is_packed_config(args: argparse.Namespace) -> bool:
-    return str(getattr(args, "lm", "")).startswith("mpq_packed")
+    return str(getattr(args, "lm", "")).lower().startswith(PACKED)
 
 
 def _build_packed(cls, config_file, model_file, device: str):
@@ -184,7 +185,7 @@ def _build_packed(cls, config_file, model_file, device: str):
         raise MismatchError(
             f"{model_file} is a packed LM, but {config_file} describes another",
             found=f"lm: {getattr(args, 'lm', None)}",
-            expected="lm: mpq_packed_rnn",
+            expected="lm: " + " or ".join(lm for lm in LM_CLASSES if lm.startswith(PACKED)),
             todo=f"use {model_file.parent / 'config.yaml'}, which `mpq pack` wrote with it",
         )
     model = cls.build_model(args)
