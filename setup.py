@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["espnet_mpq", "espnet_mpq.*"]),
     package_data={
-        "espnet_mpq": ["packed/FORMAT.md", "recipe/mpq.sh", "kernels/csrc/*", "kernels/README.md"]
+        "espnet_mpq": ["packed/FORMAT.md", "recipe/*.sh", "kernels/csrc/*", "kernels/README.md"]
     },
     ext_modules=[
         Extension(

@@ -41,6 +41,7 @@ ALLOWED = {
     "__init__": {"hosts"},
     "__main__": {"errors", "hosts"},
     "setup_recipe": {"errors", "io"},
+    "recipe": {"errors", "io"},
 }
 HOSTS = {"espnet", "espnet2", "espnetez", "k2", "icefall", "lhotse"}
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs" / "an4" / "mpq1"
-LMS = ("fp", "uniform", "uniform_packed", "mixed", "mixed_packed")
+LMS = ("fp", "uniform/lm", "uniform/packed", "kl/lm", "kl/packed")
 
 
 class Recipe:
@@ -24,10 +24,11 @@ class Recipe:
     def __init__(self, folder: Path, data_root: Path):
         self.folder = folder
         shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("data", "exp", "downloads"))
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "MPQ_DATA_ROOT": str(data_root)}
+        self.env = {**os.environ, "MPQ_ROOT": str(ROOT), "MPQ_DATA_ROOT": str(data_root)}
         # Float activations: packed and quantized perplexity agree, whatever the tiny LM.
         self.env["MPQ_KERNEL"] = "reference"
-        self.exp = folder / "exp" / "mini"
+        self.exp = folder / "exp" / "mini_char"
+        self.lms = self.exp / "rnn"
 
     def command(self, *options: str) -> list[str]:
         mini = ["./run.sh", "--mini", "true", "--python", sys.executable]
@@ -45,7 +46,7 @@ class Recipe:
         )
 
     def ppl(self, lm: str) -> float:
-        return float((self.exp / f"lm_{lm}_char" / "perplexity_test" / "ppl").read_text())
+        return json.loads((self.lms / lm / "perplexity_test.json").read_text())["ppl"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def finished(recipe):
 
 
 def test_all_systems_are_reported(recipe, finished):
-    report = (recipe.exp / "RESULTS.md").read_text()
+    report = (recipe.lms / "RESULTS_kl.md").read_text()
     table = [line for line in report.splitlines() if line.startswith("| ")]
     systems = [line.split(" | ")[0].strip("| ") for line in table[2:8]]
     assert systems == [
@@ -75,24 +76,25 @@ def test_all_systems_are_reported(recipe, finished):
         "mixed, packed",
     ]
     for lm in LMS[1:]:
-        comparison = json.loads((recipe.exp / "decode_char" / f"fp_against_{lm}.json").read_text())
+        name = lm.replace("/", "_")
+        comparison = json.loads((recipe.lms / "decode_kl" / f"fp_against_{name}.json").read_text())
         assert comparison["n_utterances"] == 2
-        assert list(comparison["systems"]) == ["fp", lm]
+        assert list(comparison["systems"]) == ["fp", name]
     assert "mixed, packed" in finished.stdout  # the table is also what the run ends with
 
 
 def test_packed_perplexity_is_that_of_the_quantized_lm(recipe, finished):
     assert 1.0 < recipe.ppl("fp") < 22.5  # 22 tokens; a uniform guess has 22
-    for plan in ("uniform", "mixed"):
-        assert recipe.ppl(f"{plan}_packed") == pytest.approx(recipe.ppl(plan), rel=1e-3)
-        assert recipe.ppl(plan) != recipe.ppl("fp")
+    for plan in ("uniform", "kl"):
+        assert recipe.ppl(f"{plan}/packed") == pytest.approx(recipe.ppl(f"{plan}/lm"), rel=1e-3)
+        assert recipe.ppl(f"{plan}/lm") != recipe.ppl("fp")
 
 
 def test_finished_stages_are_skipped_and_changed_ones_are_not(recipe, finished):
     again = recipe.run()
     assert again.returncode == 0, again.stdout[-4000:]
     assert again.stdout.count("finished before, skipped") == 13
-    report = recipe.exp / "RESULTS.md"
+    report = recipe.lms / "RESULTS_kl.md"
     changed = report.stat().st_mtime_ns
     alone = recipe.run("--stage", "13", "--stop_stage", "13")
     assert alone.returncode == 0, alone.stdout[-4000:]
@@ -109,7 +111,7 @@ def test_finished_stages_are_skipped_and_changed_ones_are_not(recipe, finished):
 def test_a_missing_input_names_the_stage_that_lacks_it(tmp_path, data_root):
     result = Recipe(tmp_path / "mpq1", data_root).run("--stage", "6")
     assert result.returncode != 0
-    assert "stage 6 needs exp/mini/lm_fp_char/valid.loss.best.pth" in result.stdout
+    assert "stage 6 needs exp/mini_char/rnn/fp/valid.loss.best.pth" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,9 @@ def test_a_missing_input_names_the_stage_that_lacks_it(tmp_path, data_root):
         (["--stage"], "--stage needs a value"),
         (["--mini", "yes"], "--mini takes true or false, found 'yes'"),
         (["5"], "unexpected argument '5'"),
+        (["--stage", "x"], "--stage and --stop_stage are numbers"),
+        (["--lm_type", "gru"], "--lm_type gru is unknown; known: rnn transformer"),
+        (["--sensitivity", "magic"], "--sensitivity magic is unknown; known: kl hessian nas uniform"),
     ],
 )
 def test_wrong_options(options, message):
@@ -165,7 +170,7 @@ def test_a_killed_run_leaves_no_job_behind(tmp_path):
     )
     (tmp_path / "espnet_mpq.py").write_text("def register():\n    pass\n")
     server = subprocess.Popen(
-        [sys.executable, str(RECIPE / "utils" / "host_jobs.py")],
+        [sys.executable, str(ROOT / "espnet_mpq" / "recipe" / "host_jobs.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -1,4 +1,4 @@
-"""Run commands of the host and of mpq for run.sh, with one import of the host in all.
+"""Run commands of the host and of mpq for a run.sh, with one import of the host in all.
 
 Importing the host takes longer than most jobs of a small recipe. run.sh starts this program once;
 every line on its standard input, ``N_PARALLEL N_THREADS JOB_FILE``, is answered on standard output

@@ -1,0 +1,1 @@
+"""What the recipes under egs/ share: stages, jobs, token lists, parts of their reports."""
