@@ -123,7 +123,7 @@ def test_a_missing_input_names_the_stage_that_lacks_it(tmp_path, data_root):
         (["5"], "unexpected argument '5'"),
         (["--stage", "x"], "--stage and --stop_stage are numbers"),
         (["--lm_type", "gru"], "--lm_type gru is unknown; known: rnn transformer"),
-        (["--sensitivity", "magic"], "--sensitivity magic is unknown; known: kl hessian nas uniform"),
+        (["--sensitivity", "magic"], "--sensitivity magic is unknown; known: kl hessian nas"),
     ],
 )
 def test_wrong_options(options, message):
