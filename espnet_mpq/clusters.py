@@ -12,6 +12,9 @@ from espnet_mpq.errors import InputError
 
 # PyTorch stacks the gates of a layer along the rows of weight_ih / weight_hh in this order.
 GATES = {4: "ifgo", 3: "rzn", 1: "h"}
+# Module inside a Transformer block of the host -> kind of its cluster.
+SUBLAYERS = {"self_attn": "attention", "feed_forward": "feed_forward"}
+_SUBLAYER = re.compile(r"encoder\.encoders\.(\d+)\.(self_attn|feed_forward)\.")
 
 
 @dataclass(frozen=True)
@@ -115,15 +118,14 @@ def _transformer_clusters(shapes) -> List[Cluster]:
     embedding = [n for n in shapes if re.fullmatch(r"embed\.weight|encoder\.embed\.\d+\.weight", n)]
     inputs = [n for n in embedding if len(shapes[n]) == 2]
     clusters = [Cluster("embedding", "embedding", tuple(_whole(shapes, n) for n in inputs))]
-    block = 0
-    while any(n.startswith(f"encoder.encoders.{block}.") for n in shapes):
-        for kind, module in (("attention", "self_attn"), ("feed_forward", "feed_forward")):
-            prefix = f"encoder.encoders.{block}.{module}."
-            parts = tuple(
-                _whole(shapes, n) for n in shapes if n.startswith(prefix) and len(shapes[n]) == 2
-            )
-            clusters.append(Cluster(f"blocks.{block}.{kind}", kind, parts))
-        block += 1
+    sublayers: Dict[Tuple[int, str], List[Part]] = {}
+    for name, shape in shapes.items():
+        found = _SUBLAYER.match(name)
+        if found and len(shape) == 2:
+            key = int(found.group(1)), SUBLAYERS[found.group(2)]
+            sublayers.setdefault(key, []).append(_whole(shapes, name))
+    for (block, kind), parts in sorted(sublayers.items()):
+        clusters.append(Cluster(f"blocks.{block}.{kind}", kind, tuple(parts)))
     if "decoder.weight" in shapes:
         clusters.append(Cluster("output", "output", (_whole(shapes, "decoder.weight"),)))
     return clusters

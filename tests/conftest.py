@@ -181,7 +181,7 @@ def packed_exp(fp_exp, tmp_path_factory) -> TinyExp:
     from espnet_mpq.packed.architecture import Architecture
     from espnet_mpq.plan import ClusterSpec, Plan
 
-    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31).clusters()
+    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31, "seq_rnn").clusters()
     specs = [
         ClusterSpec(4),
         ClusterSpec(2),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import ClassVar, Dict, List, Mapping, Tuple
+from typing import ClassVar, Dict, List, Mapping, Optional, Tuple
 
 from espnet_mpq.clusters import Cluster, find_clusters_in_shapes
 from espnet_mpq.errors import InputError, near_matches
 
 Shapes = Dict[str, Tuple[int, ...]]
+POS_ENCS = (None, "sinusoidal")
 N_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 LARGEST = 2**31 - 1
 MOST_LAYERS = 1000
@@ -31,7 +32,7 @@ class Architecture(ABC):
     vocab_size: int
 
     @classmethod
-    def from_lm_conf(cls, lm_conf: Mapping, vocab_size: int, lm: str = "seq_rnn") -> "Architecture":
+    def from_lm_conf(cls, lm_conf: Mapping, vocab_size: int, lm: str) -> "Architecture":
         """From what the host's config.yaml says of an LM, float or packed.
 
         Args:
@@ -176,7 +177,82 @@ class RnnArchitecture(Architecture):
         return {"decoder.weight": "encoder.weight"} if self.tie_weights else {}
 
 
-FAMILIES = (RnnArchitecture,)
+@dataclass(frozen=True)
+class TransformerArchitecture(Architecture):
+    """A Transformer LM laid out as ESPnet's TransformerLM.
+
+    Embedding of ``embed_unit`` numbers, a linear layer to ``att_unit``, ``layer`` blocks of
+    self-attention with ``head`` heads and a feed-forward sublayer of ``unit`` hidden numbers, both
+    normalised at their input, output layer. ``pos_enc`` is None (no positions) or "sinusoidal".
+    """
+
+    FAMILY: ClassVar[str] = "transformer"
+    FLOAT_LMS: ClassVar[Tuple[str, ...]] = ("transformer", "mpq_transformer")
+    TRAINED_LM: ClassVar[str] = "mpq_transformer"
+    PACKED_LM: ClassVar[str] = "mpq_packed_transformer"
+
+    pos_enc: Optional[str]
+    vocab_size: int
+    embed_unit: int
+    att_unit: int
+    head: int
+    unit: int
+    layer: int
+
+    def __post_init__(self):
+        if self.pos_enc not in POS_ENCS:
+            raise InputError(
+                "architecture: unknown pos_enc",
+                found=repr(self.pos_enc),
+                expected="one of " + ", ".join(map(repr, POS_ENCS)),
+            )
+        sizes = dict.fromkeys(("vocab_size", "embed_unit", "att_unit", "head", "unit"), LARGEST)
+        self._check_sizes(**sizes, layer=MOST_LAYERS)
+        if self.att_unit % self.head or (self.pos_enc and self.att_unit % 2):
+            raise InputError(
+                "architecture: bad att_unit",
+                found=f"att_unit {self.att_unit}, head {self.head}, pos_enc {self.pos_enc}",
+                expected="a multiple of head; with sinusoidal positions an even number",
+            )
+
+    @classmethod
+    def _from_lm_conf(cls, lm_conf: Mapping, vocab_size: int) -> "TransformerArchitecture":
+        return cls(
+            pos_enc=lm_conf.get("pos_enc"),
+            vocab_size=vocab_size,
+            embed_unit=lm_conf.get("embed_unit", 128),
+            att_unit=lm_conf.get("att_unit", 256),
+            head=lm_conf.get("head", 2),
+            unit=lm_conf.get("unit", 1024),
+            layer=lm_conf.get("layer", 4),
+        )
+
+    def parameter_shapes(self) -> Shapes:
+        width = self.att_unit
+        shapes: Shapes = {"embed.weight": (self.vocab_size, self.embed_unit)}
+
+        def linear(name: str, rows: int, cols: int) -> None:
+            shapes.update({f"{name}.weight": (rows, cols), f"{name}.bias": (rows,)})
+
+        def norm(name: str) -> None:
+            shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+
+        linear("encoder.embed.0", width, self.embed_unit)
+        norm("encoder.embed.1")
+        for block in range(self.layer):
+            prefix = f"encoder.encoders.{block}"
+            for letter in ("q", "k", "v", "out"):
+                linear(f"{prefix}.self_attn.linear_{letter}", width, width)
+            linear(f"{prefix}.feed_forward.w_1", self.unit, width)
+            linear(f"{prefix}.feed_forward.w_2", width, self.unit)
+            norm(f"{prefix}.norm1")
+            norm(f"{prefix}.norm2")
+        norm("encoder.after_norm")
+        linear("decoder", self.vocab_size, width)
+        return shapes
+
+
+FAMILIES = (RnnArchitecture, TransformerArchitecture)
 
 
 def family_of_lm(lm: str) -> type:

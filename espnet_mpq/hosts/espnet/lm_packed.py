@@ -42,9 +42,8 @@ class MpqPackedRNNLM(AbsLM):
         super().__init__()
         conf = {"unit": unit, "nhid": nhid, "nlayers": nlayers}
         conf.update(rnn_type=rnn_type, tie_weights=tie_weights)
-        self.packed = PackedRnn(
-            Architecture.from_lm_conf(conf, vocab_size), Plan.from_dict(plan)
-        )
+        architecture = Architecture.from_lm_conf(conf, vocab_size, "mpq_packed_rnn")
+        self.packed = PackedRnn(architecture, Plan.from_dict(plan))
         # The host's searches read these (asr_transducer asserts that rnn_type exists).
         self.rnn_type = rnn_type.upper()
         self.nhid = self.architecture.nhid
@@ -73,15 +72,11 @@ class MpqPackedRNNLM(AbsLM):
         state = self.packed.zero_state(1)
         return tuple(x[:, 0] for x in state) if isinstance(state, tuple) else state[:, 0]
 
-    def forward(
-        self, input: torch.Tensor, hidden: Optional[State]
-    ) -> Tuple[torch.Tensor, State]:
+    def forward(self, input: torch.Tensor, hidden: Optional[State]) -> Tuple[torch.Tensor, State]:
         """Logits (B, T, V) and the state after token ids (B, T); state (nlayers, B, nhid)."""
         return self.packed.logits(input, hidden)
 
-    def score(
-        self, y: torch.Tensor, state: Optional[State], x: Any
-    ) -> Tuple[torch.Tensor, State]:
+    def score(self, y: torch.Tensor, state: Optional[State], x: Any) -> Tuple[torch.Tensor, State]:
         """Log-probabilities (V,) of the next token after prefix ``y`` (1-D).
 
         ``state`` is None, what score returned, or one state of batch_score or zero_state.

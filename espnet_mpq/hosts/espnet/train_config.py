@@ -11,6 +11,7 @@ import yaml
 from espnet_mpq.errors import InputError, MismatchError, PlanError, near_matches
 from espnet_mpq.hosts.espnet.experiment import Experiment
 from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.packed.architecture import FAMILIES
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.options import AdmmOptions
 
@@ -50,12 +51,7 @@ LR_FACTOR = 0.5
 ADAM_LR_MAX, ADAM_LR_FALLBACK = 1e-2, 1e-3
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 10
 # LM class of the fp LM -> the class that trains it with a plan.
-TRAINED_AS = {
-    "seq_rnn": "mpq_seq_rnn",
-    "mpq_seq_rnn": "mpq_seq_rnn",
-    "transformer": "mpq_transformer",
-    "mpq_transformer": "mpq_transformer",
-}
+TRAINED_AS = {lm: family.TRAINED_LM for family in FAMILIES for lm in family.FLOAT_LMS}
 COMMENTS = {
     "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
     "model": "Loss; mpq_lm can distill from the fp LM (mpq_distill).",

@@ -14,7 +14,7 @@ def int8_exp(fp_exp, tmp_path_factory):
     from espnet_mpq.hosts.espnet.pack_experiment import pack_experiment
     from espnet_mpq.packed.architecture import Architecture
 
-    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31).clusters()
+    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31, "seq_rnn").clusters()
     folder = tmp_path_factory.mktemp("int8") / "lm_packed"
     pack_experiment(fp_exp.path, folder, plan=uniform_plan(clusters, 4))
     return folder

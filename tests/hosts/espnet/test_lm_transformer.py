@@ -11,6 +11,7 @@ from lm_runs import ADMM, EXTRA, assert_on_grid, assert_same, checkpoint, lm_of,
 
 from espnet_mpq.clusters import find_clusters, get_mats, rest_parameters
 from espnet_mpq.errors import MismatchError, PlanError
+from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.training.admm import STATE_KEY
 
 # 15 is divisible by the 3 heads, and nothing else by anything.
@@ -157,3 +158,13 @@ def test_extragradient_and_distillation_resume_bit_identical(run, tmp_path, monk
     run(tmp_path / "lm", **EXTRA)
     for name in ("3epoch.pth", "valid.loss.ave_2best.pth"):
         assert_same(tmp_path / "lm" / name, right / name)
+
+
+def test_the_architecture_is_the_one_of_the_host(host):
+    """Names, order and shapes of parameters, and the defaults of every size."""
+    from espnet2.lm.transformer_lm import TransformerLM
+
+    for conf in (CONF, {"pos_enc": "sinusoidal", "layer": 1}, {}):
+        arch = Architecture.from_lm_conf(conf, 21, "transformer")
+        theirs = {n: tuple(p.shape) for n, p in TransformerLM(21, **conf).named_parameters()}
+        assert list(arch.parameter_shapes().items()) == list(theirs.items())

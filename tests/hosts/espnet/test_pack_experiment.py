@@ -30,7 +30,7 @@ from packed_models import mixed, uniform  # isort: skip
 
 @pytest.fixture(scope="module")
 def arch(fp_exp):
-    return Architecture.from_lm_conf(fp_exp.settings["lm_conf"], len(fp_exp.token_list))
+    return Architecture.from_lm_conf(fp_exp.settings["lm_conf"], len(fp_exp.token_list), "seq_rnn")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_config_keeps_what_the_host_needs(fp_exp, packed_dir, arch):
     changed = {key for key in new if new[key] != old.get(key)}
     assert changed <= {"lm", "lm_conf", "model_conf", "init", "init_param", "model"}
     assert new["lm"] == "mpq_packed_rnn" and new["model"] == "lm"
-    assert Architecture.from_lm_conf(new["lm_conf"], len(new["token_list"])) == arch
+    assert Architecture.from_lm_conf(new["lm_conf"], len(new["token_list"]), new["lm"]) == arch
     assert "plan" in new["lm_conf"] and "provenance" not in new["lm_conf"]["plan"]
 
 
