@@ -39,13 +39,9 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
         return
-    a, tokens = value["architecture"], value["token_list"]
     print(f"file             {path}")
-    print(
-        f"LM               {a['rnn_type']}, {a['nlayers']} x {a['nhid']}, embedding {a['unit']}, "
-        f"{a['vocab_size']} tokens{', tied' if a['tie_weights'] else ''}"
-    )
-    print(f"token list       SHA-256 {tokens['sha256']}")
+    print(f"LM               {packed.architecture.describe()}")
+    print(f"token list       SHA-256 {value['token_list']['sha256']}")
     for key, fact in value["source"].items():
         print(f"{key:<22} {fact}")
     print(f"kernel           {value['kernel']}")

@@ -80,6 +80,10 @@ class Architecture(ABC):
     def parameter_shapes(self) -> Shapes:
         """Parameter name -> shape in ESPnet's order; a tied matrix appears once."""
 
+    @abstractmethod
+    def describe(self) -> str:
+        """Kind and sizes in one line, for people."""
+
     def ties(self) -> Dict[str, str]:
         """Parameters that checkpoints may repeat: their name -> the name they are stored under."""
         return {}
@@ -173,6 +177,11 @@ class RnnArchitecture(Architecture):
         shapes["decoder.bias"] = (self.vocab_size,)
         return shapes
 
+    def describe(self) -> str:
+        tied = ", tied" if self.tie_weights else ""
+        sizes = f"{self.nlayers} x {self.nhid}, embedding {self.unit}"
+        return f"{self.rnn_type}, {sizes}, {self.vocab_size} tokens{tied}"
+
     def ties(self) -> Dict[str, str]:
         return {"decoder.weight": "encoder.weight"} if self.tie_weights else {}
 
@@ -250,6 +259,12 @@ class TransformerArchitecture(Architecture):
         norm("encoder.after_norm")
         linear("decoder", self.vocab_size, width)
         return shapes
+
+    def describe(self) -> str:
+        sizes = f"{self.layer} x {self.att_unit}, {self.head} heads, feed-forward {self.unit}"
+        positions = f", {self.pos_enc} positions" if self.pos_enc else ""
+        vocabulary = f"embedding {self.embed_unit}, {self.vocab_size} tokens"
+        return f"{self.FAMILY}, {sizes}, {vocabulary}{positions}"
 
 
 FAMILIES = (RnnArchitecture, TransformerArchitecture)
