@@ -178,6 +178,7 @@ def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):
 
     import torch
 
+    from espnet_mpq.hosts.espnet.stages import find_stages
     from espnet_mpq.hosts.espnet.text import batches
     from espnet_mpq.sensitivity.kl import KlMeter
 
@@ -188,12 +189,10 @@ def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):
     # Like lengths together: little padding.
     order = sorted(range(len(text)), key=lambda i: len(text.ids[i]))
     text = dataclasses.replace(text, ids=[text.ids[i] for i in order])
-    # Logits of about 16 MB a batch were the fastest of the sizes tried.
-    width = max(512, min(8192, (1 << 22) // len(exp.token_list)))
     return KlMeter(
-        lambda inputs: exp.lm(inputs, None)[0],
+        find_stages(exp.lm, clusters),
         exp.lm,
         clusters,
-        batches(exp, text, batch_size=128, max_batch_tokens=width),
+        batches(exp, text, batch_size=128, max_batch_tokens=4096),
         printed_form=printed_form,
     )

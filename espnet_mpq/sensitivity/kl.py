@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Callable, Iterable, List, Mapping, Sequence, Tuple
+from typing import Callable, Iterable, List, Mapping, Sequence, Tuple, Union
 
 import torch
 
 from espnet_mpq.clusters import Cluster, get_mats, set_mats
 from espnet_mpq.errors import InputError
 from espnet_mpq.quant.fake_quant import project_cluster
+from espnet_mpq.sensitivity.stages import Stages, whole_lm
 from espnet_mpq.sensitivity.table import Entry
 
 Batch = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Mats = Mapping[str, Sequence[torch.Tensor]]
 CACHE_N_BYTES = 2 << 30
 KL_PIECE = 1 << 16  # numbers
+OUTPUT_ROWS = 512  # tokens whose logits are made at once: few enough for the processor's cache
 
 
 class KlMeter:
     """Measures KL(fp || changed LM) in nats per token on fixed sentences.
 
     Args:
-        forward: input ids (B, T) -> logits (B, T, V).
+        forward: input ids (B, T) -> logits (B, T, V); or the LM's Stages, which is faster: the
+            fp activations that enter the stage of a changed cluster are kept.
         lm: the LM that ``forward`` runs, holding its fp weights; put in eval mode while measuring
             (dropout off), every sentence from a fresh state.
         clusters: of this LM.
         batches: (inputs, targets, mask), each (B, T), one row per sentence; kept in memory.
         printed_form: the paper's printed sum, ln P_fp(w) - ln P_q(w) of the observed word only
             (noisy, may be negative), in place of the sum over the whole vocabulary.
-        cache_n_bytes: keep the fp log-probabilities when they need no more than this, else
-            compute them again for every batch (twice the time).
+        cache_n_bytes: keep the fp log-probabilities, and the activations entering one stage,
+            when they need no more than this; else they are computed again for every batch.
 
     Source: Xu et al. 2021 (TASLP, arXiv 2112.11438), KL sensitivity; the whole-vocabulary sum and
     the standard error are ours.
@@ -39,7 +42,7 @@ class KlMeter:
 
     def __init__(
         self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
+        forward: Union[Stages, Callable[[torch.Tensor], torch.Tensor]],
         lm: torch.nn.Module,
         clusters: Sequence[Cluster],
         batches: Iterable[Batch],
@@ -49,12 +52,15 @@ class KlMeter:
     ):
         device = next(lm.parameters()).device
         self._batches = [tuple(t.to(device) for t in batch) for batch in batches]
-        self._forward, self._lm = forward, lm
+        self._stages = forward if isinstance(forward, Stages) else whole_lm(forward, clusters)
+        self._lm = lm
         self._clusters = {cluster.name: cluster for cluster in clusters}
         self.printed_form = printed_form
         self.n_tokens = sum(int(mask.sum()) for _, _, mask in self._batches)
         if not self.n_tokens:
             raise InputError("no token to measure on", todo="give a text with sentences")
+        self._inputs = [inputs for inputs, _, _ in self._batches]
+        self._kept = (0, self._inputs)
         self.fp_nll_nats = self._fp_pass(cache_n_bytes)
 
     @torch.no_grad()
@@ -64,7 +70,9 @@ class KlMeter:
         nll, fits = 0.0, True
         with _evaluating(self._lm):
             for inputs, targets, mask in self._batches:
-                log_p = self._log_probs(inputs, mask)
+                hidden = self._stages.run(inputs, inputs)[mask]
+                self._keeps = self._total_n_bytes(hidden) <= cache_n_bytes
+                log_p = self._log_probs(hidden)
                 nll -= float(_observed(log_p, targets[mask]).double().sum())
                 if self.printed_form:
                     log_p = _observed(log_p, targets[mask]).clone()
@@ -79,12 +87,25 @@ class KlMeter:
             )
         return nll / self.n_tokens
 
-    def _total_n_bytes(self, log_p: torch.Tensor) -> int:
-        return log_p.element_size() * self.n_tokens * (log_p.numel() // len(log_p))
+    def _total_n_bytes(self, rows: torch.Tensor) -> int:
+        return rows.element_size() * self.n_tokens * (rows.numel() // len(rows))
 
-    def _log_probs(self, inputs, mask) -> torch.Tensor:
-        """(tokens of the mask, V) float32."""
-        return torch.log_softmax(self._forward(inputs)[mask].float(), dim=-1)
+    def _log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(tokens, V) float32 of what enters the output stage."""
+        return torch.log_softmax(self._stages.output(hidden).float(), dim=-1)
+
+    def _entering(self, stage: int) -> List[torch.Tensor]:
+        """What enters ``stage`` in every batch, with the weights as they are (fp ones).
+
+        The last answer is kept and moved on: clusters in order cost one pass for all of them.
+        """
+        at, xs = self._kept
+        if at > stage:
+            at, xs = 0, self._inputs
+        for layer in self._stages.layers[at:stage]:
+            xs = [layer(x, inputs) for x, inputs in zip(xs, self._inputs)]
+        self._kept = (stage, xs)
+        return xs
 
     @torch.no_grad()
     def measure(self, mats: Mats) -> Tuple[float, float]:
@@ -94,23 +115,21 @@ class KlMeter:
         estimator; Cochran, Sampling Techniques, eq. 6.13); nan for a single sentence.
         """
         fp = {name: [m.clone() for m in self._mats(name)] for name in mats}
+        start = min(self._stages.first[name] for name in mats) if self._keeps and mats else 0
         sums, counts = [], []
         with _evaluating(self._lm):
+            entering = self._entering(start)
             try:
                 self._set(mats)
                 for k, (inputs, targets, mask) in enumerate(self._batches):
-                    log_q = self._log_probs(inputs, mask)
-                    if self.printed_form:
-                        log_q = _observed(log_q, targets[mask])
                     if self._cache:
                         log_p = self._cache[k]
                     else:
                         self._set(fp)
-                        log_p = self._log_probs(inputs, mask)
-                        if self.printed_form:
-                            log_p = _observed(log_p, targets[mask])
+                        log_p = self._log_probs(self._stages.run(inputs, inputs)[mask])
                         self._set(mats)
-                    per_token = (log_p - log_q if self.printed_form else kl(log_p, log_q)).double()
+                    hidden = self._stages.run(entering[k], inputs, start)[mask]
+                    per_token = self._divergence(log_p, hidden, targets[mask]).double()
                     rows = mask.nonzero()[:, 0]
                     total = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
                     sums += total.index_add_(0, rows, per_token).tolist()
@@ -118,6 +137,19 @@ class KlMeter:
             finally:
                 self._set(fp)
         return ratio_of_sums(sums, counts)
+
+    def _divergence(self, log_p, hidden, targets) -> torch.Tensor:
+        """Harm of every token (N,): fp log-probabilities against the LM's as it is now."""
+        pieces = []
+        for start in range(0, len(hidden), OUTPUT_ROWS):
+            rows = slice(start, start + OUTPUT_ROWS)
+            log_q = self._log_probs(hidden[rows])
+            if not self.printed_form:
+                pieces.append(kl(log_p[rows], log_q))
+                continue
+            fp = log_p[rows] if log_p.dim() == 1 else _observed(log_p[rows], targets[rows])
+            pieces.append(fp - _observed(log_q, targets[rows]))
+        return torch.cat(pieces)
 
     def _mats(self, name: str) -> List[torch.Tensor]:
         return get_mats(self._lm, self._clusters[name])
