@@ -27,27 +27,30 @@ python=python3       # Python of the host, with espnet_mpq installed.
 ngpu=1               # GPUs for LM training and perplexity, 0: CPU.
 nj=4                 # Parallel jobs of the sensitivity stage.
 expdir=exp           # Where the results go.
-tag=                 # Name of this run (default: LM and budget).
+tag=                 # Name of this run (default: LM, budget, sensitivity if not kl).
 force=false          # true: repeat the selected stages although they are finished.
 
 # Language model
 lm_exp=                          # Trained LM of the recipe, e.g. exp/lm_train_lm_en_bpe5000.
 inference_lm=valid.loss.ave.pth  # Its checkpoint.
+lm_type=                         # rnn or transformer: what the LM must be (default: what it is).
 lm_train_text=                   # Training text, an id before each line (default: as the LM was trained).
 lm_dev_text=                     # Development text, likewise (default: as the LM was trained).
 lm_test_text=                    # Text for perplexity (default: that of the first test set).
 
 # Quantization
 budget=2.0           # Effective bits a weight, every stored byte counted.
-sensitivity=kl       # Measure of harm: kl.
-bits=                # Choices for a cluster, e.g. "1 2 4 8" (default: that of mpq sensitivity).
-grid=                # Grid (default: that of mpq sensitivity).
-tying=               # Scale tying (default: that of mpq sensitivity).
+sensitivity=kl       # Harm of low bits: kl, hessian (also kl_printed, fisher), nas; uniform: --bits for all.
+bits=                # Choices for a cluster, e.g. "1 2 4 8" (default: all four; uniform: 2).
+grid=                # Grid (default: that of mpq).
+tying=               # Scale tying (default: that of mpq).
 max_tokens=10000     # Tokens of training text for the sensitivity.
+nas_config=          # YAML with options of mpq nas (default: its own).
 seed=0               # Of the sensitivity's sample and of the bootstrap.
 train_config=        # YAML with host options for ADMM training (epochs, optimizer, batches...).
 lm_args=             # More options for ADMM training on the command line.
 quantized_lm=valid.loss.best.pth # Checkpoint of ADMM training that is packed.
+no_train=false       # true: pack the fp LM with the plan, without ADMM training: minutes, not hours.
 
 # Decoding and scoring
 asr_exp=             # Trained ASR model of the recipe, e.g. exp/asr_train_asr_raw_en_bpe5000.
@@ -66,7 +69,7 @@ help_message=$(
     echo "Usage: $0 --lm_exp exp/lm_... --asr_exp exp/asr_... --test_sets '...' [options]"
     echo "Example: $0 --run './run.sh --ngpu 4' --lm_exp exp/lm_train_lm_rnn_en_bpe5000" \
         "--asr_exp exp/asr_train_asr_raw_en_bpe5000 --budget 2.0 --test_sets 'test_clean test_other'"
-    echo "Stages: 1 check, fp LM  2 sensitivity  3 plan  4 ADMM training  5 pack"
+    echo "Stages: 1 check, fp LM  2 sensitivity or NAS  3 plan  4 ADMM training  5 pack"
     echo "        6 perplexity  7 decoding  8 scoring  9 report"
     echo "Options:"
     sed -n 's/^\([a-z_]*\)=\([^#]*[^# ]\)\{0,1\} *# \(.*\)$/    --\1 (\2) \3/p' "$0"
@@ -83,7 +86,16 @@ done
 . ./cmd.sh
 
 [ -n "${lm_exp}" ] || die "--lm_exp is needed: the folder of the trained LM, e.g. exp/lm_..."
-[ "${sensitivity}" = kl ] || die "--sensitivity ${sensitivity} is unknown; known: kl"
+case "${sensitivity}" in
+    kl | hessian | nas | kl_printed | fisher) ;;
+    uniform)
+        : "${bits:=2}"
+        case "${bits}" in 1 | 2 | 4 | 8) ;; *) die "--sensitivity uniform needs --bits 1, 2, 4 or 8, found: ${bits}" ;; esac
+        ;;
+    *) die "--sensitivity ${sensitivity} is unknown; known: kl, hessian, nas, uniform, kl_printed, fisher" ;;
+esac
+case "${lm_type}" in "" | rnn | transformer) ;; *) die "--lm_type ${lm_type} is unknown; known: rnn, transformer" ;; esac
+case "${no_train}" in true | false) ;; *) die "--no_train must be true or false" ;; esac
 case "${score_unit}" in word | char) ;; *) die "--score_unit must be word or char" ;; esac
 if [ "${stage}" -le 8 ] && [ "${stop_stage}" -ge 7 ]; then
     [ -n "${asr_exp}" ] || die "--asr_exp is needed from stage 7 on (or give --stop_stage 6)"
@@ -92,7 +104,11 @@ fi
 
 lm_exp=${lm_exp%/}
 asr_exp=${asr_exp%/}
-[ -n "${tag}" ] || tag="${lm_exp##*/}_${budget}bit"
+if [ -z "${tag}" ]; then
+    tag="${lm_exp##*/}_${budget}bit"
+    case "${sensitivity}" in kl) ;; uniform) tag="${lm_exp##*/}_uniform${bits}bit" ;; *) tag+="_${sensitivity}" ;; esac
+    ! "${no_train}" || tag+="_no_train"
+fi
 mpq_exp="${expdir}/mpq_${tag}"
 logdir="${mpq_exp}/log"
 marks="${mpq_exp}/marks"
@@ -100,6 +116,7 @@ plan_dir="${mpq_exp}/plan"
 quantized_exp="${mpq_exp}/lm"
 packed_exp="${mpq_exp}/packed"
 sensitivity_json="${mpq_exp}/sensitivity.json"
+[ "${sensitivity}" != nas ] || sensitivity_json="${mpq_exp}/nas/sensitivity.json"
 fp_lm="${lm_exp}/${inference_lm}"
 fp_tag=${fp_inference_tag:-mpq_${tag}_fp}
 packed_tag="mpq_${tag}_packed"
@@ -179,6 +196,14 @@ if [ "${stage}" -le 1 ] && [ "${stop_stage}" -ge 1 ]; then
     fi
     [ -f "${fp_lm}" ] || die "no ${fp_lm}; give --inference_lm, there are:" \
         "$(cd "${lm_exp}" 2> /dev/null && echo ./*.pth)"
+    lm_class=$(awk '/^lm:/ { print $2; exit }' "${lm_exp}/config.yaml")
+    case "${lm_class:-seq_rnn}" in
+        seq_rnn | mpq_seq_rnn) found_type=rnn ;;
+        transformer | mpq_transformer) found_type=transformer ;;
+        *) die "${lm_exp}/config.yaml: lm: ${lm_class} cannot be made low-bit; known: seq_rnn, transformer" ;;
+    esac
+    [ "${lm_type:-${found_type}}" = "${found_type}" ] \
+        || die "--lm_type ${lm_type}, but ${lm_exp}/config.yaml says lm: ${lm_class}; give the right --lm_exp"
     shapes=$(setting train_shape_file)
     # With --num_splits_lm the shapes are a folder.
     if [ -n "${shapes}" ] && [ ! -e "${shapes}" ]; then
@@ -206,33 +231,58 @@ if [ -z "${lm_test_text}" ]; then
 fi
 
 
-if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
-    log "Stage 2: sensitivity of every cluster to every bit-width: ${sensitivity_json}"
+# How the weights are stored: the same for sensitivities and plans.
+storage=()
+[ -z "${grid}" ] || storage+=(--grid "${grid}")
+[ -z "${tying}" ] || storage+=(--tying "${tying}")
+common=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}")
+
+
+if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ] && [ "${sensitivity}" = uniform ]; then
+    log "Stage 2: a uniform plan needs no sensitivity: skipped"
+elif [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
+    log "Stage 2: ${sensitivity} of every cluster at every bit-width: ${sensitivity_json}"
     [ -f "${lm_train_text}" ] || die "no training text '${lm_train_text}'; give --lm_train_text"
-    _opts=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}" --text "${lm_train_text}"
-        --text_format kaldi --max_tokens "${max_tokens}" --seed "${seed}")
+    _opts=("${common[@]}" --text "${lm_train_text}" --text_format kaldi --seed "${seed}")
     # shellcheck disable=SC2206
     [ -z "${bits}" ] || _opts+=(--bits ${bits})
-    [ -z "${grid}" ] || _opts+=(--grid "${grid}")
-    [ -z "${tying}" ] || _opts+=(--tying "${tying}")
-    key=$(key_of "${_opts[@]}" "${nj}" "${lm_exp}/config.yaml" "${fp_lm}")
-    if ! finished sensitivity "${key}"; then
-        begin sensitivity "${key}" "${sensitivity_json%.json}".*json
-        _opts+=(--output "${sensitivity_json}")
-        ${train_cmd} JOB=1:"${nj}" "${logdir}/sensitivity.JOB.log" \
-            ${mpq} sensitivity "${_opts[@]}" --job JOB --n_jobs "${nj}" \
-            || { tail -n 20 "${logdir}"/sensitivity.*.log; die "sensitivity failed"; }
-        run_job "${train_cmd}" sensitivity_merge ${mpq} sensitivity "${_opts[@]}" --merge "${nj}"
-        done_with sensitivity "${key}" "${sensitivity_json}"
+    _opts+=("${storage[@]}")
+    if [ "${sensitivity}" = nas ]; then
+        _opts+=(--budget "${budget}")
+        [ -z "${nas_config}" ] || _opts+=(--config "${nas_config}")
+        key=$(key_of "${_opts[@]}" "${lm_exp}/config.yaml" "${fp_lm}" "${lm_train_text}")
+        if ! finished nas "${key}"; then
+            begin nas "${key}" "${mpq_exp}/nas"
+            run_job "${cuda_cmd} --gpu ${ngpu}" nas ${mpq} nas "${_opts[@]}" --ngpu "${ngpu}" \
+                --output_dir "${mpq_exp}/nas"
+            done_with nas "${key}" "${sensitivity_json}"
+        fi
+    else
+        _opts+=(--max_tokens "${max_tokens}")
+        [ "${sensitivity}" = kl ] || _opts+=(--method "${sensitivity}")
+        key=$(key_of "${_opts[@]}" "${nj}" "${lm_exp}/config.yaml" "${fp_lm}")
+        if ! finished sensitivity "${key}"; then
+            begin sensitivity "${key}" "${sensitivity_json%.json}".*json
+            _opts+=(--output "${sensitivity_json}")
+            ${train_cmd} JOB=1:"${nj}" "${logdir}/sensitivity.JOB.log" \
+                ${mpq} sensitivity "${_opts[@]}" --job JOB --n_jobs "${nj}" \
+                || { tail -n 20 "${logdir}"/sensitivity.*.log; die "sensitivity failed"; }
+            run_job "${train_cmd}" sensitivity_merge ${mpq} sensitivity "${_opts[@]}" --merge "${nj}"
+            done_with sensitivity "${key}" "${sensitivity_json}"
+        fi
     fi
 fi
 
 
 if [ "${stage}" -le 3 ] && [ "${stop_stage}" -ge 3 ]; then
-    log "Stage 3: plan for ${budget} effective bits: ${plan_dir}"
-    _opts=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}" --sensitivity "${sensitivity_json}"
-        --budget "${budget}" --text "${lm_dev_text}" --text_format kaldi
-        --output_dir "${plan_dir}")
+    _opts=("${common[@]}" --text "${lm_dev_text}" --text_format kaldi --output_dir "${plan_dir}")
+    if [ "${sensitivity}" = uniform ]; then
+        log "Stage 3: plan with ${bits} bit for every cluster: ${plan_dir}"
+        _opts+=(--uniform "${bits}" "${storage[@]}")
+    else
+        log "Stage 3: plan for ${budget} effective bits: ${plan_dir}"
+        _opts+=(--sensitivity "${sensitivity_json}" --budget "${budget}")
+    fi
     [ -z "${train_config}" ] || _opts+=(--train_config "${train_config}")
     key=$(key_of "${_opts[@]}" "${lm_exp}/config.yaml" "${fp_lm}")
     if ! finished plan "${key}"; then
@@ -243,7 +293,9 @@ if [ "${stage}" -le 3 ] && [ "${stop_stage}" -ge 3 ]; then
 fi
 
 
-if [ "${stage}" -le 4 ] && [ "${stop_stage}" -ge 4 ]; then
+if [ "${stage}" -le 4 ] && [ "${stop_stage}" -ge 4 ] && "${no_train}"; then
+    log "Stage 4: --no_train: the fp LM is packed as it is: skipped"
+elif [ "${stage}" -le 4 ] && [ "${stop_stage}" -ge 4 ]; then
     log "Stage 4: ADMM training: ${quantized_exp}"
     _opts=(--lm_config "${plan_dir}/train_lm_mpq.yaml" --lm_exp "${quantized_exp}"
         --lm_args "--init_param ${fp_lm}${lm_args:+ ${lm_args}}")
@@ -258,9 +310,14 @@ fi
 
 if [ "${stage}" -le 5 ] && [ "${stop_stage}" -ge 5 ]; then
     log "Stage 5: pack: ${packed_exp}"
-    _opts=(--lm_exp "${quantized_exp}" --lm_file "${quantized_lm}"
-        --fp_exp "${lm_exp}" --fp_file "${inference_lm}" --output_dir "${packed_exp}")
-    key=$(key_of "${_opts[@]}" "${quantized_exp}/config.yaml" "${quantized_exp}/${quantized_lm}")
+    _opts=(--fp_exp "${lm_exp}" --fp_file "${inference_lm}" --output_dir "${packed_exp}")
+    if "${no_train}"; then
+        _opts+=("${common[@]}" --plan "${plan_dir}/plan.json")
+        key=$(key_of "${_opts[@]}" "${lm_exp}/config.yaml" "${fp_lm}")
+    else
+        _opts+=(--lm_exp "${quantized_exp}" --lm_file "${quantized_lm}")
+        key=$(key_of "${_opts[@]}" "${quantized_exp}/config.yaml" "${quantized_exp}/${quantized_lm}")
+    fi
     if ! finished pack "${key}"; then
         begin pack "${key}" "${packed_exp}"
         run_job "${train_cmd}" pack ${mpq} pack "${_opts[@]}"
@@ -270,9 +327,11 @@ fi
 
 
 if [ "${stage}" -le 6 ] && [ "${stop_stage}" -ge 6 ]; then
-    log "Stage 6: perplexity of the fp, quantized and packed LM: ${lm_test_text}"
+    log "Stage 6: perplexity: ${lm_test_text}"
     [ -f "${lm_test_text}" ] || die "no text '${lm_test_text}'; give --lm_test_text"
-    for system in fp quantized packed; do
+    systems="fp quantized packed"
+    ! "${no_train}" || systems="fp packed"
+    for system in ${systems}; do
         case ${system} in
             fp) exp=${lm_exp} file=${inference_lm} ;;
             quantized) exp=${quantized_exp} file=${quantized_lm} ;;
@@ -356,10 +415,15 @@ if [ "${stage}" -le 9 ] && [ "${stop_stage}" -ge 9 ]; then
     log "Stage 9: report: ${mpq_exp}/RESULTS.md"
     results="${mpq_exp}/RESULTS.md"
     {
-        echo "# ${tag}: ${lm_exp} at ${budget} effective bits"
+        if [ "${sensitivity}" = uniform ]; then
+            echo "# ${tag}: ${lm_exp} with ${bits} bit for every cluster"
+        else
+            echo "# ${tag}: ${lm_exp} at ${budget} effective bits (${sensitivity})"
+        fi
         echo
         echo "fp LM ${fp_lm}, ASR model ${asr_exp:-none}, perplexity on ${lm_test_text}."
         echo "The p-value is that of MAPSSWE (two-sided) against the fp LM."
+        ! "${no_train}" || echo "Quantized after training, without ADMM."
         echo
     } > "${results}.part"
     # The first table without WER, then one for each test set that was scored.
@@ -369,7 +433,7 @@ if [ "${stage}" -le 9 ] && [ "${stop_stage}" -ge 9 ]; then
         _opts=(--system name=fp weights="${fp_lm}" bits=32)
         [ ! -f "${mpq_exp}/ppl_fp/ppl" ] || _opts+=(ppl="${mpq_exp}/ppl_fp/ppl")
         [ -z "${dset}" ] || _opts+=(wer="${scores}")
-        if [ -z "${dset}" ] && [ -f "${mpq_exp}/ppl_quantized/ppl" ]; then
+        if [ -z "${dset}" ] && ! "${no_train}" && [ -f "${mpq_exp}/ppl_quantized/ppl" ]; then
             _opts+=(--system name=quantized ppl="${mpq_exp}/ppl_quantized/ppl")
         fi
         _opts+=(--system name=packed receipt="${packed_exp}/receipt.json"

@@ -36,6 +36,7 @@ case ${stage} in
   6) mkdir -p "${lm_exp}" exp/lm_stats/train; echo 1 > exp/lm_stats/train/text_shape.char
      c="${lm_exp}/config.yaml"
      { echo train_data_path_and_name_and_type:; echo "-   - dump/raw/lm_train.txt"; } > "$c"
+     echo "lm: ${lm:-seq_rnn}" >> "$c"
      { echo train_shape_file:; echo "- exp/lm_stats/train/text_shape.char"; } >> "$c"
      echo fp > "${lm_exp}/valid.loss.ave.pth" ;;
   7) mkdir -p "${lm_exp}"; echo "${lm_config}" > "${lm_exp}/config.yaml"
@@ -58,6 +59,8 @@ all=("$@")
 case "$*" in
   "-c import espnet_mpq") exit 0 ;;
   *"bin.mpq sensitivity"*) echo '{}' > "$(option --output "${all[@]}")" ;;
+  *"bin.mpq nas"*) d=$(option --output_dir "${all[@]}"); mkdir -p "$d"
+     echo '{}' > "$d/sensitivity.json" ;;
   *"bin.mpq plan"*) d=$(option --output_dir "${all[@]}"); mkdir -p "$d"
      echo '{}' > "$d/plan.json"
      echo "budget $(option --budget "${all[@]}")" > "$d/train_lm_mpq.yaml"

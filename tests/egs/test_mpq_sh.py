@@ -179,6 +179,84 @@ def test_existing_fp_decoding_is_used(recipe):
     assert "| fp | 32.00 | 0.0000 | 12.50 | 100.00 | 1/1/0 | - |" in results
 
 
+def commands_of(recipe, *options):
+    """Noted commands of mpq and of the recipe, up to perplexity: (name, options)."""
+    run(recipe, "--stop_stage", "6", *options)
+    found = []
+    for who, *words in recipe.take_notes():
+        if who == "run.sh":
+            found.append((f"recipe {options_of(words)['--stage']}", options_of(words)))
+        elif who == "python" and "espnet_mpq.bin.mpq" in words:
+            found.append((words[2], options_of(words)))
+    return found
+
+
+def test_uniform_plans_need_no_sensitivity(recipe):
+    options = ["--sensitivity", "uniform", "--bits", "4", "--tying", "cluster", "--grid", "paper"]
+    commands = commands_of(recipe, *options)
+    assert [name for name, _ in commands] == ["recipe 6", "plan", "recipe 7", "pack"]
+    plan = commands[1][1]
+    assert (plan["--uniform"], plan["--tying"], plan["--grid"]) == ("4", "cluster", "paper")
+    assert "--budget" not in plan and "--sensitivity" not in plan
+    assert (recipe.path / "exp/mpq_lm_uniform4bit/packed/packed.safetensors").exists()
+    run(recipe, "--sensitivity", "uniform", "--stage", "9", "--bits", "4")
+    results = (recipe.path / "exp/mpq_lm_uniform4bit/RESULTS.md").read_text()
+    assert results.startswith("# lm_uniform4bit: exp/lm with 4 bit for every cluster\n")
+
+
+def test_hessian_is_a_method_of_the_sensitivity(recipe):
+    commands = commands_of(recipe, "--sensitivity", "hessian", "--lm_type", "rnn")
+    assert [name for name, _ in commands[1:4]] == ["sensitivity"] * 3  # two jobs and their merge
+    assert all(options["--method"] == "hessian" for _, options in commands[1:4])
+    assert commands[4][1]["--sensitivity"] == "exp/mpq_lm_2.0bit_hessian/sensitivity.json"
+
+
+def test_nas_trains_a_super_network(recipe):
+    options = ["--sensitivity", "nas", "--bits", "1 2 8", "--tying", "cluster"]
+    commands = commands_of(recipe, *options)
+    assert [name for name, _ in commands] == ["recipe 6", "nas", "plan", "recipe 7", "pack"]
+    nas = commands[1][1]
+    assert (nas["--lm_exp"], nas["--lm_file"]) == ("exp/lm", "valid.loss.ave.pth")
+    assert (nas["--text"], nas["--budget"]) == ("dump/raw/lm_train.txt", "2.0")
+    assert (nas["--bits"], nas["--tying"], nas["--seed"]) == ("1", "cluster", "0")
+    assert nas["--output_dir"] == "exp/mpq_lm_2.0bit_nas/nas"
+    assert commands[2][1]["--sensitivity"] == "exp/mpq_lm_2.0bit_nas/nas/sensitivity.json"
+    run(recipe, "--stop_stage", "6", *options)
+    assert stages_run(recipe) == []
+    run(recipe, "--stop_stage", "2", *options, "--budget", "3.0", "--tag", "lm_2.0bit_nas")
+    assert stages_run(recipe) == ["nas"]  # the search knows the budget
+
+
+def test_no_training(recipe):
+    """The fp LM is packed with the plan: no recipe stage 7, no quantized LM to measure."""
+    commands = commands_of(recipe, "--no_train", "true")
+    assert [n for n, _ in commands] == ["recipe 6", *["sensitivity"] * 3, "plan", "pack"]
+    folder = "exp/mpq_lm_2.0bit_no_train"
+    pack = commands[-1][1]
+    assert (pack["--lm_exp"], pack["--lm_file"]) == ("exp/lm", "valid.loss.ave.pth")
+    assert (pack["--plan"], pack["--fp_exp"]) == (f"{folder}/plan/plan.json", "exp/lm")
+    measured = sorted(p.name for p in (recipe.path / folder).glob("ppl_*"))
+    assert measured == ["ppl_fp", "ppl_packed"]
+    run(recipe, "--no_train", "true", "--stage", "9")
+    results = (recipe.path / folder / "RESULTS.md").read_text()
+    assert "without ADMM" in results and "| packed |" in results and "| quantized |" not in results
+    # A new fp checkpoint is packed again.
+    (recipe.path / "exp/lm/valid.loss.ave.pth").write_text("better\n")
+    run(recipe, "--no_train", "true", "--stage", "5", "--stop_stage", "5")
+    assert stages_run(recipe) == ["pack"]
+
+
+def test_transformers_are_known_by_their_configuration(recipe):
+    recipe.env["lm"] = "transformer"
+    run(recipe, "--lm_type", "transformer", "--stop_stage", "1")
+    output = run(recipe, "--lm_type", "rnn", "--stop_stage", "1", ok=False)
+    assert "--lm_type rnn, but exp/lm/config.yaml says lm: transformer" in output
+    config = recipe.path / "exp" / "lm" / "config.yaml"
+    config.write_text(config.read_text().replace("lm: transformer", "lm: transformer_opt"))
+    output = run(recipe, "--stop_stage", "1", ok=False)
+    assert "lm: transformer_opt cannot be made low-bit" in output
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -186,7 +264,12 @@ def test_existing_fp_decoding_is_used(recipe):
         (["--asr_exp", ""], "--asr_exp is needed"),
         (["--test_sets", "test_z"], "no dump/raw/test_z/text"),
         (["--inference_lm", "none.pth"], "no exp/lm/none.pth.*./valid.loss.ave.pth"),
-        (["--sensitivity", "magic"], "unknown; known: kl"),
+        (["--sensitivity", "magic"], "unknown; known: kl, hessian, nas, uniform"),
+        (["--sensitivity", "uniform", "--bits", "1 2"], "needs --bits 1, 2, 4 or 8, found: 1 2"),
+        (["--sensitivity", "uniform", "--bits", "3"], "needs --bits 1, 2, 4 or 8, found: 3"),
+        (["--lm_type", "gru"], "--lm_type gru is unknown; known: rnn, transformer"),
+        (["--lm_type", "transformer"], "--lm_type transformer, but .*config.yaml says lm: seq_rnn"),
+        (["--no_train", "yes"], "--no_train must be true or false"),
         (["--score_unit", "phone"], "word or char"),
         (["--python", "false"], "cannot import espnet_mpq"),
         (["--no_such_option", "1"], "invalid option"),
