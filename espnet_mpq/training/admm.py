@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Callable, Dict, Optional
 
@@ -11,6 +10,7 @@ import torch
 from espnet_mpq.clusters import find_clusters, get_mats, set_mats, unique_parameters
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan
+from espnet_mpq.training.attach import attach
 from espnet_mpq.training.finishing import Finishing
 from espnet_mpq.training.options import TABLE_PRIMAL, AdmmOptions
 from espnet_mpq.training.table import (
@@ -80,7 +80,15 @@ class AdmmController:
         self.residuals = {"primal": 1.0, "dual": 0.0}  # relative; 1 until the first epoch ends
         self.finishing: Optional[Finishing] = None
         self._float_weights: Optional[Mats] = None  # Θ while the LM holds projected weights
-        self._wrap(optimizer)
+        attach(
+            optimizer,
+            STATE_KEY,
+            "ADMM",
+            self._before_step,
+            self._after_step,
+            self.state_dict,
+            self.load_state_dict,
+        )
 
     # ---- step 1: the weights -------------------------------------------------------------
 
@@ -282,39 +290,15 @@ class AdmmController:
         for name, values in mats.items():
             set_mats(self.lm, self.clusters[name], values)
 
-    # ---- checkpoints ---------------------------------------------------------------------
+    # ---- reports and checkpoints -----------------------------------------------------------
 
-    def _wrap(self, optimizer) -> None:
-        step, state_dict, load = optimizer.step, optimizer.state_dict, optimizer.load_state_dict
-
-        # wraps() keeps the marks by which LR schedulers recognise a step they count.
-        @functools.wraps(step)
-        def admm_step(*args, **kwargs):
-            self._before_step()
-            result = step(*args, **kwargs)
-            self._after_step()
-            return result
-
-        @functools.wraps(state_dict)
-        def admm_state_dict(*args, **kwargs):
-            return {**state_dict(*args, **kwargs), STATE_KEY: self.state_dict()}
-
-        @functools.wraps(load)
-        def admm_load_state_dict(state, *args, **kwargs):
-            state = dict(state)
-            if STATE_KEY not in state:
-                raise MismatchError(
-                    "checkpoint has no ADMM state",
-                    found="a checkpoint of a run without a plan",
-                    todo="train into a new folder (--output_dir) and start from the fp LM with "
-                    "--init_param",
-                )
-            self.load_state_dict(state.pop(STATE_KEY))
-            return load(state, *args, **kwargs)
-
-        optimizer.step = admm_step
-        optimizer.state_dict = admm_state_dict
-        optimizer.load_state_dict = admm_load_state_dict
+    def stats(self, loss_nats: float) -> Dict[str, float]:
+        """What an epoch reports: relative residuals and γ."""
+        return {
+            "admm_primal": self.residuals["primal"],
+            "admm_dual": self.residuals["dual"],
+            "admm_gamma": self.gamma,
+        }
 
     def state_dict(self) -> Dict:
         """Everything of ADMM that a resumed run needs; tensors and plain values only."""

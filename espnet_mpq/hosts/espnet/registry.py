@@ -17,6 +17,8 @@ LOG = logging.getLogger("espnet_mpq")
 LM_CLASSES = {
     "mpq_seq_rnn": ("lm_rnn", "MpqSequentialRNNLM"),
     "mpq_transformer": ("lm_transformer", "MpqTransformerLM"),
+    "mpq_nas_seq_rnn": ("lm_nas", "MpqNasSequentialRNNLM"),
+    "mpq_nas_transformer": ("lm_nas", "MpqNasTransformerLM"),
     "mpq_packed_rnn": ("lm_packed", "MpqPackedRNNLM"),
 }
 PACKED = "mpq_packed"  # how the LMs begin that run packed files

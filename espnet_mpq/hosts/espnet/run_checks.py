@@ -58,6 +58,22 @@ def check_start(plan: Plan, init_param: List[str]) -> None:
         )
 
 
+def check_nas_start(options, distributed_option) -> None:
+    """Raise InputError for what a super-network cannot be trained with; warn of a cold start."""
+    if distributed_option.ngpu > 1 and not distributed_option.distributed:
+        # DataParallel's copies of the LM would share the candidates of the first GPU.
+        raise InputError(
+            "search of bits in one process",
+            found=f"--ngpu {distributed_option.ngpu}",
+            expected="one process per GPU",
+            todo="add --multiprocessing_distributed true, or give --ngpu 1",
+        )
+    if options.mpq_distill:
+        raise InputError("search of bits: --mpq_distill", found=options.mpq_distill, expected=0)
+    if not options.init_param:
+        logging.warning("NO --init_param: the bits are searched for an LM of random weights.")
+
+
 def check_updates(controller: AdmmController, options) -> None:
     """Raise InputError if epochs went by, now or before a resume, without a single update."""
     started = controller.table is not None

@@ -1,4 +1,4 @@
-"""MpqTrainer: the host's Trainer with ADMM around it when the LM has a plan."""
+"""MpqTrainer: the host's Trainer with ADMM around it for an LM with a plan, or a search of bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Union
 
 import torch
 from espnet2.train.reporter import aggregate
@@ -20,8 +20,15 @@ from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.hosts.espnet import checkpoints
 from espnet_mpq.hosts.espnet.model import MpqLanguageModel
 from espnet_mpq.hosts.espnet.replay import Replay
-from espnet_mpq.hosts.espnet.run_checks import check_start, check_updates, refuse_unsupported
+from espnet_mpq.hosts.espnet.run_checks import (
+    check_nas_start,
+    check_start,
+    check_updates,
+    refuse_unsupported,
+)
+from espnet_mpq.search.nas import Penalty
 from espnet_mpq.training.admm import AdmmController
+from espnet_mpq.training.nas import NasController
 from espnet_mpq.training.options import AdmmOptions
 from espnet_mpq.training.table import project_lm
 
@@ -68,14 +75,15 @@ class MpqTrainerOptions(TrainerOptions):
 
 
 class MpqTrainer(Trainer):
-    """Stock Trainer, byte for byte, unless ``model.lm.plan`` is a Plan.
+    """Stock Trainer, byte for byte, unless ``model.lm`` has a plan or a mixture of bits (``nas``).
 
     With a plan: ADMM on the optimizer (training/admm.py); between epochs the model holds
     projected weights, so validation, {n}epoch.pth, the choice of the best model and n-best
-    averages are those of the quantized LM. Like the host's trainer it is never instantiated.
+    averages are those of the quantized LM. A super-network (``mpq_nas_*``): training/nas.py;
+    validation is that of its one-best path. Like the host's trainer it is never instantiated.
     """
 
-    _controller: Optional[AdmmController] = None
+    _controller: Union[AdmmController, NasController, None] = None
     _options: Optional[MpqTrainerOptions] = None
 
     @classmethod
@@ -145,30 +153,40 @@ class MpqTrainer(Trainer):
             distributed_option=distributed_option,
             **others,
         )
-        plan = getattr(getattr(model, "lm", None), "plan", None)
-        if plan is None:
+        lm = getattr(model, "lm", None)
+        plan = getattr(lm, "plan", None)
+        if plan is None and getattr(lm, "nas", None) is None:
             super().run(**arguments)
             return
         refuse_unsupported(optimizers, trainer_options)
-        admm = trainer_options.admm()
-        _attach_teacher(model, trainer_options, distributed_option)
+        if plan is not None:
+            admm = trainer_options.admm()
+            _attach_teacher(model, trainer_options, distributed_option)
         output_dir = Path(trainer_options.output_dir)
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
         if first and trainer_options.resume:
             checkpoints.recover(output_dir)
         if distributed_option.distributed:
             torch.distributed.barrier()
-        if not (trainer_options.resume and (output_dir / checkpoints.CHECKPOINT).exists()):
-            check_start(plan, trainer_options.init_param)
-        controller = AdmmController(model.lm, plan, optimizers[0], admm)
+        resumes = trainer_options.resume and (output_dir / checkpoints.CHECKPOINT).exists()
+        if plan is not None:
+            if not resumes:
+                check_start(plan, trainer_options.init_param)
+            controller = AdmmController(lm, plan, optimizers[0], admm)
+        else:
+            check_nas_start(trainer_options, distributed_option)
+            max_epoch = trainer_options.max_epoch
+            controller = NasController(Penalty(lm.nas), lm.candidates, optimizers[0], max_epoch)
         cls._controller, cls._options = controller, trainer_options
         try:
             super().run(**arguments)
         finally:
             cls._controller = cls._options = None
-        check_updates(controller, trainer_options)
+        if plan is not None:
+            check_updates(controller, trainer_options)
         if first:
-            checkpoints.project_averages(output_dir, model, lambda lm: project_lm(lm, plan))
+            if plan is not None:
+                checkpoints.project_averages(output_dir, model, lambda lm: project_lm(lm, plan))
             checkpoints.forget_previous(output_dir)
 
     @classmethod
@@ -190,7 +208,7 @@ class MpqTrainer(Trainer):
             # Gradients of an unfinished accumulation window would not survive a restart.
             optimizers[0].zero_grad()
             controller.start_epoch(options.max_epoch - reporter.get_epoch() + 1)
-            if controller.options.extragradient:
+            if getattr(controller.options, "extragradient", False):
                 replay = Replay(
                     model, optimizers[0], scaler, options, distributed_option.distributed
                 )
@@ -208,7 +226,8 @@ class MpqTrainer(Trainer):
                 **others,
             )
         if controller is not None:
-            controller.gradient_at = None
+            if watching is not iterator:
+                controller.gradient_at = None
             controller.end_epoch()
         return all_steps_are_invalid
 
@@ -226,14 +245,7 @@ class MpqTrainer(Trainer):
             return
         losses = reporter.stats.get("loss")
         loss_nats = float(aggregate(losses)) if losses else math.nan
-        reporter.register(
-            {
-                "ppl": math.exp(min(loss_nats, 700.0)),
-                "admm_primal": controller.residuals["primal"],
-                "admm_dual": controller.residuals["dual"],
-                "admm_gamma": controller.gamma,
-            }
-        )
+        reporter.register({"ppl": math.exp(min(loss_nats, 700.0)), **controller.stats(loss_nats)})
         reporter.next()
         if _is_first_process():
             # The host's next act is to write checkpoint.pth.

@@ -1,0 +1,292 @@
+"""Bit-widths as a softmax: the probabilities of every cluster's candidates under a byte budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+
+from espnet_mpq.clusters import Cluster
+from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.plan import ClusterSpec, cluster_n_bytes
+
+PHASES = ("joint", "weights", "architecture")
+RELAXATIONS = ("gumbel", "softmax")
+PENALTIES = ("budget", "paper")
+Draw = Dict[str, Union[int, torch.Tensor]]  # cluster -> bits, or weights of the candidates
+
+
+@dataclass(frozen=True)
+class NasOptions:
+    """How the super-network chooses bits; the JSON form is ``lm_conf.nas``.
+
+    Attributes:
+        budget: effective bits of the whole packed file (8 x bytes / weights), or None when
+            ``budget_bytes`` says it in bytes.
+        bits: candidates of every cluster.
+        grid, tying, group_size, scale_dtype: of every candidate, as in a plan.
+        phase: what is trained. "joint": weights and architecture together (Xu et al. 2021);
+            "weights": the weights, on uniformly drawn one-hot paths, then "architecture": the
+            logits alone, on held-out text (arXiv 2206.11643).
+        relaxation: "gumbel": softmax((a + G) / T), G standard Gumbel noise; "softmax": G = 0.
+        temperature, final_temperature: T of the first and of the last epoch, geometric between.
+        lr: Adam step of the logits.
+        penalty: "budget": the multiplier of the budget finds itself; "paper": the printed
+            beta * sum p sqrt(bits), with probabilities for the raw logits, and no budget.
+        beta: of "paper".
+        rho: curvature of the budget's penalty, nats per squared relative overshoot.
+        multiplier_rate: of the dual ascent, per update.
+        settle: last share of the epochs, in which the multiplier only grows.
+        refresh_updates: updates between two renewals of the scales while the weights train.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+
+    budget: Optional[float] = None
+    budget_bytes: Optional[int] = None
+    bits: Tuple[int, ...] = (1, 2, 4, 8)
+    grid: str = "uniform"
+    tying: str = "row"
+    group_size: Optional[int] = None
+    scale_dtype: str = "float16"
+    phase: str = "architecture"
+    relaxation: str = "gumbel"
+    temperature: float = 1.0
+    final_temperature: float = 0.1
+    lr: float = 0.05
+    penalty: str = "budget"
+    beta: float = 0.5
+    rho: float = 1.0
+    multiplier_rate: float = 0.1
+    settle: float = 0.3
+    refresh_updates: int = 50
+
+    def __post_init__(self):
+        if isinstance(self.bits, (str, bytes)) or not isinstance(self.bits, Sequence):
+            raise InputError("nas.bits", found=repr(self.bits), expected="a list such as [1, 2, 4]")
+        object.__setattr__(self, "bits", tuple(self.bits))
+        for spec in self.specs().values():
+            spec.check("nas.bits")
+        if len(set(self.bits)) < 2 or list(self.bits) != sorted(set(self.bits)):
+            raise InputError(
+                "nas.bits", found=list(self.bits), expected="two or more bit-widths, rising"
+            )
+        for name, known in (
+            ("phase", PHASES),
+            ("relaxation", RELAXATIONS),
+            ("penalty", PENALTIES),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"nas.{name}", found=repr(getattr(self, name)), expected=" or ".join(known)
+                )
+        if (self.budget is None) == (self.budget_bytes is None):
+            raise InputError(
+                "nas.budget (effective bits) or nas.budget_bytes",
+                found="both" if self.budget is not None else "none",
+                expected="one of them",
+            )
+        positive = ["temperature", "final_temperature", "lr", "rho", "multiplier_rate"]
+        positive += [n for n in ("budget", "budget_bytes") if getattr(self, n) is not None]
+        for name in positive:
+            self._check_number(name, 0.0, math.inf)
+        self._check_number("beta", -1e-300, math.inf)
+        self._check_number("settle", -1e-300, 1.0)
+        if self.final_temperature > self.temperature:
+            raise InputError(
+                "nas.final_temperature",
+                found=self.final_temperature,
+                expected=f"at most nas.temperature, which is {self.temperature}",
+            )
+        if not isinstance(self.refresh_updates, int) or self.refresh_updates < 1:
+            raise InputError(
+                "nas.refresh_updates", found=repr(self.refresh_updates), expected="1 or more"
+            )
+
+    def _check_number(self, name: str, above: float, most: float) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not above < value <= most:
+            raise InputError(f"nas.{name}", found=repr(value), expected=f"above {max(above, 0):g}")
+
+    @classmethod
+    def from_dict(cls, value: Mapping) -> "NasOptions":
+        """Read ``lm_conf.nas``; raises InputError for unknown keys, with near matches."""
+        if not isinstance(value, Mapping):
+            raise InputError("nas", found=repr(value), expected="options such as {budget: 2.0}")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise InputError(f"unknown option nas.{key}", todo=near_matches(key, known))
+        return cls(**value)
+
+    def to_dict(self) -> dict:
+        """The JSON form, without what is at its default."""
+        value = {}
+        for f in fields(self):
+            mine = getattr(self, f.name)
+            if mine != f.default:
+                value[f.name] = list(mine) if isinstance(mine, tuple) else mine
+        return value
+
+    def specs(self) -> Dict[int, ClusterSpec]:
+        """Candidate bits -> spec."""
+        return {b: ClusterSpec(b, self.grid, self.tying, self.group_size) for b in self.bits}
+
+
+class Mixture(torch.nn.Module):
+    """The architecture: one logit per cluster and candidate, and what the candidates cost.
+
+    In train mode a draw gives every cluster weights over its candidates that sum to one
+    (phase "weights": one candidate, uniformly at random); in eval mode its most probable one.
+
+    Args:
+        clusters: of the LM.
+        options: NasOptions.
+        fixed_n_bytes: bytes of the packed file besides the clusters' codes and scales.
+        budget_n_bytes: of the whole file.
+
+    Attributes:
+        logits: float32 (n_clusters * n_bits,), cluster by cluster. One-dimensional, so that it is
+            no weight matrix to clusters.find_clusters.
+        n_bytes: float64 (n_clusters, n_bits), plan.cluster_n_bytes of every candidate.
+        temperature: T of relaxed draws and of `expected_n_bytes`.
+
+    Raises:
+        InputError: not even the smallest choice fits the budget.
+
+    Source: DARTS over bit-widths, Xu et al. 2021 (arXiv 2112.11438, section IV); Gumbel-softmax
+    and the two phases from arXiv 2206.11643.
+    """
+
+    def __init__(
+        self,
+        clusters: Sequence[Cluster],
+        options: NasOptions,
+        fixed_n_bytes: int,
+        budget_n_bytes: int,
+    ):
+        super().__init__()
+        self.options = options
+        self.names = [cluster.name for cluster in clusters]
+        self.fixed_n_bytes, self.budget_n_bytes = fixed_n_bytes, budget_n_bytes
+        table = [
+            [cluster_n_bytes(c, s, options.scale_dtype) for s in options.specs().values()]
+            for c in clusters
+        ]
+        self.register_buffer("n_bytes", torch.tensor(table, dtype=torch.float64), persistent=False)
+        self.logits = torch.nn.Parameter(torch.zeros(len(self.names) * len(options.bits)))
+        self.temperature = options.temperature
+        least = fixed_n_bytes + sum(map(min, table))
+        if budget_n_bytes < least:
+            raise InputError(
+                "the budget is too small for this LM (header, scales and biases count)",
+                found=f"{budget_n_bytes} bytes",
+                expected=f"at least {least} bytes",
+            )
+        uniform = [fixed_n_bytes + sum(row[n] for row in table) for n in range(len(options.bits))]
+        fitting = [b for b, size in zip(options.bits, uniform) if size <= budget_n_bytes]
+        self.start_bits = fitting[-1] if fitting else options.bits[0]
+
+    def _apply(self, function, *args, **kwargs):
+        # Bytes stay float64, whatever .half() or .to(dtype) make of the LM.
+        n_bytes = self.n_bytes
+        super()._apply(function, *args, **kwargs)
+        self.n_bytes = n_bytes.to(self.logits.device)
+        return self
+
+    def rows(self) -> torch.Tensor:
+        """The logits as (n_clusters, n_bits)."""
+        return self.logits.view(len(self.names), len(self.options.bits))
+
+    def probabilities(self, temperature: float = 1.0) -> torch.Tensor:
+        """softmax(a / T), (n_clusters, n_bits)."""
+        return torch.softmax(self.rows() / temperature, dim=-1)
+
+    def draw(self) -> Draw:
+        """Cluster -> weights of its candidates (n_bits,), or the bits of the only one."""
+        if not self.training:
+            return self.one_best()
+        shape = (len(self.names), len(self.options.bits))
+        if self.options.phase == "weights":
+            chosen = torch.randint(shape[1], shape[:1]).tolist()
+            return {name: self.options.bits[k] for name, k in zip(self.names, chosen)}
+        rows = self.rows()
+        if self.options.relaxation == "gumbel":
+            # Drawn on the CPU: the same numbers whatever the device.
+            rows = rows - torch.empty(shape).exponential_().log().to(rows)
+        return dict(zip(self.names, torch.softmax(rows / self.temperature, dim=-1)))
+
+    def one_best(self) -> Dict[str, int]:
+        """Cluster -> its most probable bits.
+
+        Equal logits, as before any update: the largest bits that fit the budget when all
+        clusters have them.
+        """
+        best = {}
+        for name, row in zip(self.names, self.rows().tolist()):
+            ranked = [(a, b == self.start_bits, b) for a, b in zip(row, self.options.bits)]
+            best[name] = max(ranked)[2]
+        return best
+
+    def choice_n_bytes(self, choice: Mapping[str, int]) -> int:
+        """Bytes of the whole file for a choice of bits."""
+        columns = [self.options.bits.index(choice[name]) for name in self.names]
+        own = self.n_bytes[torch.arange(len(columns)), torch.tensor(columns)]
+        return self.fixed_n_bytes + int(own.sum())
+
+    def expected_n_bytes(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Bytes of the whole file, expected under (n_clusters, n_bits); float64 scalar."""
+        return self.fixed_n_bytes + (probabilities.double() * self.n_bytes).sum()
+
+    def overshoot(self, n_bytes):
+        """(bytes - budget) / (budget - what cannot be saved); 0.1: ten per cent too large."""
+        least = self.fixed_n_bytes + float(self.n_bytes.min(dim=1)[0].sum())
+        # A budget at the very minimum still needs a scale.
+        scale = max(self.budget_n_bytes - least, 0.1 * (self.budget_n_bytes - self.fixed_n_bytes))
+        return (n_bytes - self.budget_n_bytes) / max(scale, 1.0)
+
+
+class Penalty:
+    """What size adds to the loss, in nats.
+
+    "budget": the augmented Lagrangian of expected bytes <= budget,
+        max(0, m + rho g)^2 / (2 rho), g = overshoot of the bytes expected at softmax(a / T).
+    The multiplier m follows g (dual ascent), so no weight needs to be swept. As T falls the
+    expectation tends to the bytes of the one-best plan, and in the last epochs m only grows, by
+    the overshoot of the one-best plan itself: what is found fits the budget.
+    "paper": beta * sum p sqrt(bits), p = softmax(a).
+
+    Source: "paper" is Xu et al. 2021 with probabilities for logits; "budget" is own.
+    """
+
+    def __init__(self, mixture: Mixture):
+        self.mixture, self.options = mixture, mixture.options
+        self.multiplier = 0.0
+
+    def __call__(self) -> torch.Tensor:
+        """Scalar that carries the gradient to the logits."""
+        mixture, options = self.mixture, self.options
+        if options.penalty == "paper":
+            roots = torch.tensor(options.bits).sqrt().to(mixture.logits)
+            return options.beta * (mixture.probabilities() * roots).sum()
+        expected = mixture.expected_n_bytes(mixture.probabilities(mixture.temperature))
+        force = self.multiplier + options.rho * mixture.overshoot(expected)
+        return force.clamp(min=0.0).square() / (2 * options.rho)
+
+    @torch.no_grad()
+    def update(self, settling: bool = False) -> None:
+        """One step of the multiplier, after one of the logits."""
+        mixture = self.mixture
+        if self.options.penalty == "paper":
+            return
+        expected = mixture.expected_n_bytes(mixture.probabilities(mixture.temperature))
+        overshoot = float(mixture.overshoot(expected))
+        if settling:
+            best = mixture.overshoot(mixture.choice_n_bytes(mixture.one_best()))
+            overshoot = max(overshoot, best, 0.0) if best > 0 else 0.0
+        step = self.options.multiplier_rate * self.options.rho * overshoot
+        self.multiplier = max(0.0, self.multiplier + step)
