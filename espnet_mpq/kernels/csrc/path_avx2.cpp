@@ -26,6 +26,12 @@ struct Isa {
     }
     static Vec low(Vec v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
     static Vec high(Vec v) { return low(_mm256_srli_epi16(v, 4)); }
+    template <int BITS, int G, class Tables>
+    static Vec decode(Vec codes, const Tables& tables) {
+        if constexpr (BITS == 8) return codes;
+        constexpr int kHalf = 4 / BITS;
+        return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
+    }
     // vpmaddubsw adds two products in int16 with saturation: exact for u <= 128, because
     // 2 * 128 * 127 and -2 * 128 * 128 fit. A wide u is split into its upper bit and the rest.
     template <bool WIDE>

@@ -26,6 +26,12 @@ struct Isa {
     }
     static Vec low(Vec v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static Vec high(Vec v) { return low(_mm512_srli_epi16(v, 4)); }
+    template <int BITS, int G, class Tables>
+    static Vec decode(Vec codes, const Tables& tables) {
+        if constexpr (BITS == 8) return codes;
+        constexpr int kHalf = 4 / BITS;
+        return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
+    }
     // The non-saturating form: four products are added to an int32.
     template <bool WIDE>
     static Vec dot(Vec acc, Vec u, Vec x) {

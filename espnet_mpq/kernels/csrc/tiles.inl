@@ -2,50 +2,47 @@
 //
 // The includer defines struct Isa: Vec (kRows rows of 4 bytes), kRows, kMaxUnits(NB), load, broadcast,
 // splat, zero-cost low / high nibbles, look_up, Tables, dot<WIDE>(acc, u, x), store.
+#include <utility>
+
 namespace {
 
 using mpq::Matrix;
+
+// Calls f(0), f(1), ... f(N - 1) with constants: arrays indexed by them stay in registers, which gcc
+// does not do for arrays that any loop touches.
+template <class F, int... I>
+inline __attribute__((always_inline)) void each(const F& f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>()), ...);
+}
+#define MPQ_EACH(n, i, ...) \
+    each([&](auto i) __attribute__((always_inline)) { __VA_ARGS__; }, std::make_integer_sequence<int, n>())
 
 template <class Isa, int BITS, bool WIDE, int UNITS, int NB>
 void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t* sums, int batch,
           int32_t* y, int stride) {
     using Vec = typename Isa::Vec;
-    constexpr int kPerBlock = mpq::kBlockRows / Isa::kRows;
+    constexpr int kPerBlock = mpq::kBlockRows / Isa::kRows, kGroups = 8 / BITS;
     const size_t block_n_bytes = size_t(m.n_packs) * 64;
     const typename Isa::Tables tables(m);
     Vec acc[UNITS][NB];
-    for (int b = 0; b < NB; ++b) {
-        const Vec start = Isa::splat(m.min_level * sums[b]);
-        for (int i = 0; i < UNITS; ++i) acc[i][b] = start;
-    }
+    MPQ_EACH(NB, b, const Vec start = Isa::splat(m.min_level * sums[b]);
+             MPQ_EACH(UNITS, i, acc[i][b] = start));
     const uint8_t* w[UNITS];
-    for (int i = 0; i < UNITS; ++i)
-        w[i] = first + (i / kPerBlock) * block_n_bytes + (i % kPerBlock) * Isa::kRows * 4;
+    MPQ_EACH(UNITS, i, w[i] = first + (i / kPerBlock) * block_n_bytes + (i % kPerBlock) * Isa::kRows * 4);
     for (int p = 0; p < m.n_packs; ++p) {
         Vec codes[UNITS];
-        for (int i = 0; i < UNITS; ++i) codes[i] = Isa::load(w[i] + size_t(p) * 64);
-        constexpr int kGroups = 8 / BITS;
-#pragma GCC unroll 8
-        for (int g = 0; g < kGroups; ++g) {
+        MPQ_EACH(UNITS, i, codes[i] = Isa::load(w[i]); w[i] += 64);
+        MPQ_EACH(kGroups, g, {
             Vec in[NB];
-#pragma GCC unroll 12
-            for (int b = 0; b < NB; ++b) in[b] = Isa::broadcast(x + 4 * b);
+            MPQ_EACH(NB, b, in[b] = Isa::broadcast(x + 4 * b));
             x += 4 * batch;
-#pragma GCC unroll 8
-            for (int i = 0; i < UNITS; ++i) {
-                Vec u = codes[i];
-                if (BITS < 8) {
-                    const bool upper = g >= kGroups / 2;
-                    u = upper ? Isa::high(codes[i]) : Isa::low(codes[i]);
-                    u = tables.look_up(u, BITS < 8 ? g % (kGroups / 2 ? kGroups / 2 : 1) : 0);
-                }
-#pragma GCC unroll 12
-                for (int b = 0; b < NB; ++b) acc[i][b] = Isa::template dot<WIDE>(acc[i][b], u, in[b]);
-            }
-        }
+            MPQ_EACH(UNITS, i, {
+                const Vec u = Isa::template decode<BITS, g>(codes[i], tables);
+                MPQ_EACH(NB, b, acc[i][b] = Isa::template dot<WIDE>(acc[i][b], u, in[b]));
+            });
+        });
     }
-    for (int i = 0; i < UNITS; ++i)
-        for (int b = 0; b < NB; ++b) Isa::store(y + b * stride + i * Isa::kRows, acc[i][b]);
+    MPQ_EACH(UNITS, i, MPQ_EACH(NB, b, Isa::store(y + b * stride + i * Isa::kRows, acc[i][b])));
 }
 
 // As many units a pass as the registers hold beside NB columns of the batch, then half, ...
