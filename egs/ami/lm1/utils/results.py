@@ -29,10 +29,10 @@ vocabulary is that of the AMI transcripts alone.
 
     ./run.sh --ngpu 1 --tag _paper --token_type word --nbpe 13000 \\
         --lm_config ../../../conf/lm/train_lm_lstm_2x1024.yaml \\
-        --mpq_config ../../../conf/lm/train_mpq.yaml --budget 2.0
+        --mpq_config ../../../conf/quantization/admm.yaml --budget 2.0
     ./run.sh --ngpu 1 --tag _paper --token_type word --nbpe 13000 --lm_type transformer \\
         --lm_config ../../../conf/lm/train_lm_transformer_6x512.yaml \\
-        --mpq_config ../../../conf/lm/train_mpq.yaml --budget 2.0
+        --mpq_config ../../../conf/quantization/admm.yaml --budget 2.0
 """
 
 
