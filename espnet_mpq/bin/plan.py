@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Dict, Optional
 
+from espnet_mpq.bin.measuring import make_meter
 from espnet_mpq.bin.options import provenance, read_yaml
-from espnet_mpq.bin.sensitivity import add_grid_arguments, make_meter, open_text
+from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
 
 LOG = logging.getLogger("espnet_mpq")

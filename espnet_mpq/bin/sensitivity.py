@@ -1,21 +1,27 @@
-"""mpq sensitivity: the KL of every cluster at every bit-width, kept after each measurement."""
+"""mpq sensitivity: the harm of every cluster at every bit-width, kept after each measurement."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 
-from espnet_mpq.bin.options import progress, provenance
+from espnet_mpq.bin.measuring import fill_curvature, fill_kl, report_curvature
+from espnet_mpq.bin.options import provenance
 from espnet_mpq.errors import InputError
 
-LOG = logging.getLogger("espnet_mpq")
+METHODS = ("kl", "kl_printed", "hessian", "fisher")
 EXAMPLE = """example:
   mpq sensitivity --lm_exp exp/lm_train_lstm --text data/lm_train.txt --output sensitivity.json
 as jobs of a recipe (JOB from 1 to 8, then once with --merge):
   mpq sensitivity --lm_exp exp/lm --text dump/raw/lm_train.txt --output s.json --job JOB --n_jobs 8
   mpq sensitivity --output s.json --merge 8
-An interrupted run goes on where it stopped when it is started again.
+An interrupted run goes on where it stopped when it is started again. Jobs share the entries (kl) or
+the probes (hessian, fisher).
+methods:
+  kl          KL(fp || quantized) per token, one cluster quantized: the measured harm itself
+  kl_printed  the paper's printed sum over observed words only (noisy, may be negative)
+  hessian     1/2 (trace / weights) ||Q - W||^2 with the trace of the Hessian of the loss
+  fisher      the same with the Fisher (Gauss-Newton) matrix, whose trace is never negative; faster
 """
 BITS = (1, 2, 4, 8, 16)
 
@@ -39,16 +45,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure on a random sample of sentences with at most this many tokens, 0 = all"
         " (default: %(default)s; the standard errors tell whether that is enough)",
     )
-    add("--seed", type=int, default=0, help="of the sample")
+    add("--method", choices=METHODS, default="kl", help="measure of harm, see below")
+    add("--seed", type=int, default=0, help="of the sample of sentences and of the probes")
+    add(
+        "--probe",
+        choices=("rademacher", "gaussian"),
+        default="rademacher",
+        help="random vectors (hessian, fisher)",
+    )
+    add(
+        "--trace",
+        choices=("average", "plain"),
+        default="average",
+        help="average: per weight; plain: as printed in the paper (hessian, fisher)",
+    )
+    add(
+        "--precision",
+        type=float,
+        default=0.05,
+        help="stop probing when the relative standard error of every trace that matters is this"
+        " (default: %(default)s; it covers the probes, not the choice of the text)",
+    )
+    add("--max_probes", type=int, default=50, help="at most so many (default: %(default)s)")
     add("--ngpu", type=int, choices=(0, 1), default=0, help="1: measure on the GPU")
     add("--job", type=int, help="number of this job, from 1: writes FILE.JOB.json")
     add("--n_jobs", type=int, help="number of jobs")
     add("--merge", type=int, metavar="N", help="only gather FILE.1.json .. FILE.N.json")
-    add(
-        "--printed_form",
-        action="store_true",
-        help="the paper's printed sum over observed words only (noisy, may be negative)",
-    )
+    add("--printed_form", action="store_true", help="another name of --method kl_printed")
 
 
 def add_grid_arguments(parser: argparse.ArgumentParser, default: bool = True) -> None:
@@ -71,6 +94,8 @@ def main(args: argparse.Namespace) -> int:
     if args.merge is not None:
         merged = tables.merge(args.output, args.merge)
         merged.write(args.output)
+        if merged.curvature is not None:
+            report_curvature(merged)
         print(f"{args.output}: {sum(map(len, merged.entries.values()))} entries")
         return 0
     for option in ("lm_exp", "text"):
@@ -97,8 +122,16 @@ def measure_table(args: argparse.Namespace, output):
     from espnet_mpq.plan import ClusterSpec, Plan
     from espnet_mpq.sensitivity import table as tables
 
+    if args.printed_form:
+        if args.method not in ("kl", "kl_printed"):
+            raise InputError("--printed_form is a form of the KL", found=f"--method {args.method}")
+        args.method = "kl_printed"
     if args.max_tokens < 0:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+    if args.max_probes < 1:
+        raise InputError("--max_probes", found=args.max_probes, expected="at least 1")
+    if not args.precision >= 0:
+        raise InputError("--precision", found=args.precision, expected="at least 0")
     bits = sorted(set(args.bits))
     group = args.group_size
     specs = {b: ClusterSpec(b, args.grid, args.tying, group) for b in bits}
@@ -126,32 +159,14 @@ def measure_table(args: argparse.Namespace, output):
         n_tokens=text.n_tokens,
         n_sentences=len(text),
     )
-    method = "kl_printed" if args.printed_form else "kl"
-    table = tables.open_table(output, record, method)
+    if args.method in tables.CURVATURE:
+        record.update(probe=args.probe, trace=args.trace)
+    table = tables.open_table(output, record, args.method)
     wanted = [(c.name, b) for c in clusters for b in bits]
     wanted = tables.select_shard(wanted, args.job, args.n_jobs)
-    todo = [pair for pair in wanted if not table.has(*pair)]
-    if len(todo) < len(wanted):
-        LOG.info("%s: %d of %d entries are there", output, len(wanted) - len(todo), len(wanted))
-    if todo:
-        meter = make_meter(exp, clusters, text, args.printed_form, args.ngpu)
-        LOG.info(
-            "measuring on %d tokens of %d sentences, fp perplexity %.2f",
-            *(meter.n_tokens, len(text), perplexity(meter.fp_nll_nats)),
-        )
-        for name, b in progress(todo, len(todo), "sensitivity"):
-            table.add(name, b, meter.entry(name, specs[b], record["scale_dtype"]))
-            table.write(output)
-    else:
-        table.write(output)
+    fill = fill_curvature if args.method in tables.CURVATURE else fill_kl
+    fill(args, exp, clusters, text, table, output, specs, wanted)
     return table
-
-
-def perplexity(nll_nats: float) -> float:
-    """exp, without overflow."""
-    from math import exp
-
-    return exp(min(nll_nats, 700.0))
 
 
 def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
@@ -170,29 +185,3 @@ def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
             n_words += len(sentences[i][1].split())
         sentences = [sentences[i] for i in sorted(chosen)]
     return tokenize(exp, sentences).sample(max_tokens, seed)
-
-
-def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):
-    """A KlMeter for the LM of ``exp`` on ``text``."""
-    import dataclasses
-
-    import torch
-
-    from espnet_mpq.hosts.espnet.stages import find_stages
-    from espnet_mpq.hosts.espnet.text import batches
-    from espnet_mpq.sensitivity.kl import KlMeter
-
-    if ngpu:
-        if not torch.cuda.is_available():
-            raise InputError("--ngpu 1", found="no usable GPU", expected="--ngpu 0")
-        exp.lm.to("cuda")
-    # Like lengths together: little padding.
-    order = sorted(range(len(text)), key=lambda i: len(text.ids[i]))
-    text = dataclasses.replace(text, ids=[text.ids[i] for i in order])
-    return KlMeter(
-        find_stages(exp.lm, clusters),
-        exp.lm,
-        clusters,
-        batches(exp, text, batch_size=128, max_batch_tokens=4096),
-        printed_form=printed_form,
-    )

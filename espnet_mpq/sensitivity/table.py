@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError
 from espnet_mpq.io import read_json, write_json
-from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
+from espnet_mpq.sensitivity.curvature import Curvature
+from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, check_provenance, is_in, short
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
-METHODS = ("kl", "kl_printed")
-# What two runs must share for their entries to stand in one table.
-IDENTITY = (
-    "checkpoint_sha256",
-    "token_list_sha256",
-    "text_sha256",
-    "text_format",
-    "max_tokens",
-    "seed",
-    "grid",
-    "tying",
-    "group_size",
-    "scale_dtype",
-)
-# What a difference in one of them means.
-WORDS = {
-    "method": "measured with another form of the KL",
-    "checkpoint_sha256": "made from another checkpoint",
-    "token_list_sha256": "made with another token list",
-    "text_sha256": "measured on another text",
-    "text_format": "the text was read in another format",
-    "max_tokens": "measured on another number of tokens",
-    "seed": "measured on another sample of sentences",
-    "grid": "made for another grid",
-    "tying": "made for another tying of scales",
-    "group_size": "made for another group size",
-    "scale_dtype": "made for scales of another type",
-}
-# A KL divergence is at least 0; this much below is rounding.
-LEAST_KL = -1e-6
+METHODS = ("kl", "kl_printed", "hessian", "fisher")
+CURVATURE = ("hessian", "fisher")  # made from traces
+SIGNED = ("kl_printed",)  # harm may be negative
+# A harm that is no signed one is at least 0; this much below is rounding.
+LEAST_HARM = -1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +36,30 @@ class Entry:
 
 @dataclasses.dataclass
 class SensitivityTable:
-    """Entries by cluster and bits, and what they were measured on (``provenance``)."""
+    """Entries by cluster and bits, and what they were measured on (``provenance``).
+
+    ``curvature``: the traces behind the entries of the methods hessian and fisher.
+    """
 
     provenance: dict
     method: str = "kl"
     entries: Dict[str, Dict[int, Entry]] = dataclasses.field(default_factory=dict)
+    curvature: Optional[Curvature] = None
 
     def add(self, cluster: str, bits: int, entry: Entry) -> None:
         self.entries.setdefault(cluster, {})[bits] = entry
+
+    def add_curvature_entry(self, cluster: str, bits: int, relative_mse: float) -> None:
+        """The entry that the traces give for weights moved by ``relative_mse`` ||W||^2."""
+        average = self.provenance.get("trace") != "plain"
+        harm, stderr = self.curvature.harm(cluster, relative_mse, average)
+        self.add(cluster, bits, Entry(harm, stderr, relative_mse))
+
+    def refresh(self) -> None:
+        """Compute the entries again from ``curvature``, after more probes."""
+        for cluster, row in self.entries.items():
+            for bits, entry in row.items():
+                self.add_curvature_entry(cluster, bits, entry.relative_mse)
 
     def has(self, cluster: str, bits: int) -> bool:
         return bits in self.entries.get(cluster, {})
@@ -90,14 +81,17 @@ class SensitivityTable:
                 str(b): {k: v if math.isfinite(v) else None for k, v in vars(row[b]).items()}
                 for b in sorted(row)
             }
-        return {
+        value = {
             "format": FORMAT,
             "version": VERSION,
             "method": self.method,
-            "unit": "nats/token",
+            "unit": "nats/token" if self.provenance.get("trace") != "plain" else "none",
             "entries": entries,
             "provenance": self.provenance,
         }
+        if self.curvature is not None:
+            value["curvature"] = self.curvature.to_dict()
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping, where: str = "sensitivity table") -> "SensitivityTable":
@@ -112,25 +106,27 @@ class SensitivityTable:
             raise FormatError(
                 f"{where} has an unknown version", found=value.get("version"), expected=VERSION
             )
-        if not _is_in(METHODS)(value.get("method")):
+        if not is_in(METHODS)(value.get("method")):
             raise FormatError(
                 f"{where} has an unknown method",
                 found=repr(value.get("method")),
                 expected="one of " + ", ".join(METHODS),
             )
         provenance = {} if value.get("provenance") is None else value["provenance"]
-        _check_provenance(provenance, where)
+        check_provenance(provenance, where)
         table = cls(dict(provenance), value["method"])
         try:
+            if value.get("curvature") is not None:
+                table.curvature = Curvature.from_dict(value["curvature"])
             for cluster, row in value["entries"].items():
                 for bits, entry in row.items():
                     numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
                     if not math.isfinite(numbers["harm"]):
                         raise ValueError(f"harm of {cluster} at {bits} bits is not a number")
-                    if table.method == "kl" and numbers["harm"] < LEAST_KL:
+                    if table.method not in SIGNED and numbers["harm"] < LEAST_HARM:
                         raise ValueError(
-                            f"harm {numbers['harm']:g} of {cluster} at {bits} bits: a KL divergence"
-                            " is not negative"
+                            f"harm {numbers['harm']:g} of {cluster} at {bits} bits: not negative"
+                            f" by the method {table.method}"
                         )
                     table.add(str(cluster), int(bits), Entry(**numbers))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -167,73 +163,6 @@ class SensitivityTable:
                 )
 
 
-def short(value: object) -> str:
-    """A value for a message; the first 12 digits of a SHA-256 are enough to tell it."""
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return value[:12]
-    return "none" if value is None else repr(value)[:80]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return _is_integer(value) and value >= 0
-
-
-def _is_in(known: Iterable[str]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, str) and value in known
-
-
-def _is_list(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-# Key of the provenance -> (check, what it must be); every key may be absent or null.
-PROVENANCE = {
-    **{key: (_is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
-    "text_format": (_is_text, "a string"),
-    "max_tokens": (_is_count, "an integer, at least 0"),
-    "seed": (_is_integer, "an integer"),
-    "group_size": (_is_count, "an integer"),
-    "grid": (_is_in(GRIDS), " or ".join(GRIDS)),
-    "tying": (_is_in(TYINGS), " or ".join(TYINGS)),
-    "scale_dtype": (_is_in(SCALE_N_BYTES), " or ".join(SCALE_N_BYTES)),
-    "clusters": (_is_list(_is_text), "a list of names"),
-    "bits": (_is_list(_is_integer), "a list of integers"),
-}
-
-
-def _check_provenance(provenance: object, where: str) -> None:
-    def refuse(name: str, value: object, expected: str) -> None:
-        raise FormatError(
-            f"{where} has a malformed {name}",
-            found=repr(value)[:80],
-            expected=expected,
-            todo="make it again with `mpq sensitivity`",
-        )
-
-    if not isinstance(provenance, Mapping):
-        refuse("provenance", provenance, "an object")
-    for key, (check, expected) in PROVENANCE.items():
-        value = provenance.get(key)
-        if value is not None and not check(value):
-            refuse(key, value, expected)
-    inputs = provenance.get("inputs", {})
-    if not isinstance(inputs, Mapping):
-        refuse("inputs", inputs, "an object")
-    for role, file in inputs.items():
-        if not isinstance(file, Mapping) or not all(
-            isinstance(file.get(key), str) for key in ("path", "sha256")
-        ):
-            refuse(f"input {role}", file, "path and sha256")
-
-
 def open_table(path: Union[str, Path], provenance: dict, method: str) -> SensitivityTable:
     """A new table, or the one at ``path`` to go on with.
 
@@ -244,7 +173,7 @@ def open_table(path: Union[str, Path], provenance: dict, method: str) -> Sensiti
     if Path(path).exists():
         earlier = SensitivityTable.read(path)
         earlier.check_same_source(table, str(path), "this run")
-        table.entries = earlier.entries
+        table.entries, table.curvature = earlier.entries, earlier.curvature
     return table
 
 
@@ -268,7 +197,7 @@ def select_shard(pairs: Sequence, job: Optional[int], n_jobs: Optional[int]) -> 
 
 
 def merge(path: Union[str, Path], n_jobs: int) -> SensitivityTable:
-    """One table of all shards; in cluster order.
+    """One table of all shards; in cluster order. Traces are pooled, and the entries follow.
 
     Raises:
         InputError: a shard or an entry is missing, MismatchError: the shards differ in source.
@@ -288,6 +217,8 @@ def merge(path: Union[str, Path], n_jobs: int) -> SensitivityTable:
         merged.check_same_source(table, str(paths[0]), str(shard))
         for cluster, row in table.entries.items():
             found.setdefault(cluster, {}).update(row)
+    if merged.method in CURVATURE:
+        merged.curvature = Curvature.pool(t.curvature for t in tables if t.curvature is not None)
     clusters = merged.provenance.get("clusters") or list(found)
     bits = merged.provenance.get("bits") or sorted({b for row in found.values() for b in row})
     merged.entries = {c: found[c] for c in clusters if c in found}
@@ -298,4 +229,6 @@ def merge(path: Union[str, Path], n_jobs: int) -> SensitivityTable:
             found="no " + ", ".join(f"{c} at {b} bits" for c, b in gaps[:4]),
             todo="run the jobs again; finished entries are kept",
         )
+    if merged.curvature is not None:
+        merged.refresh()
     return merged

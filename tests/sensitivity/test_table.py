@@ -23,7 +23,7 @@ from espnet_mpq.sensitivity.table import (
 def record(**changes):
     values = {key: hashlib.sha256(key.encode()).hexdigest() for key in IDENTITY}
     values.update(text_format="plain", max_tokens=1000, seed=7, grid="uniform", tying="group")
-    values.update(group_size=16, scale_dtype="float16")
+    values.update(group_size=16, scale_dtype="float16", probe="gaussian", trace="average")
     return {**values, "clusters": ["x", "y"], "bits": [1, 2], **changes}
 
 
@@ -60,6 +60,8 @@ OTHERS = {
     "tying": ("row", "'group' in {}, 'row' in this run"),
     "group_size": (None, "16 in {}, none in this run"),
     "scale_dtype": ("float32", "'float16' in {}, 'float32' in this run"),
+    "probe": ("rademacher", "'gaussian' in {}, 'rademacher' in this run"),
+    "trace": ("plain", "'average' in {}, 'plain' in this run"),
 }
 
 
@@ -108,6 +110,8 @@ def test_open_refuses_another_method(tmp_path):
         {"provenance": record(seed=True)},
         {"provenance": record(grid=["uniform"])},
         {"provenance": record(tying="rows")},
+        {"provenance": record(probe="signs")},
+        {"provenance": record(trace=1)},
         {"provenance": record(scale_dtype=16)},
         {"provenance": record(group_size="x")},
         {"provenance": record(text_format=3)},

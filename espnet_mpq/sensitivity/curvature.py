@@ -1,0 +1,142 @@
+"""Curvature: samples of the trace of each cluster's Hessian block, and the harms they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+
+from espnet_mpq.errors import MismatchError
+
+MIN_PROBES = 4  # fewer do not tell their own spread
+# A cluster with less than this share of all harm needs no relative precision of its own.
+SMALL_SHARE = 0.01
+
+
+@dataclasses.dataclass
+class Curvature:
+    """What Hutchinson probes have found so far.
+
+    Attributes:
+        n_weights: cluster -> number of weights d.
+        squared_norm: cluster -> ||W||^2 of the fp weights.
+        samples: probe number -> cluster -> one unbiased sample of Tr(H_cluster), nats/token.
+
+    The standard errors are those over probes. They do not cover the choice of the text: the
+    trace is that of the loss on the sentences given.
+    """
+
+    n_weights: Dict[str, int]
+    squared_norm: Dict[str, float]
+    samples: Dict[int, Dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lm, clusters: Sequence) -> "Curvature":
+        """Of the ``clusters`` of an LM, without samples yet."""
+        from espnet_mpq.clusters import get_mats  # needs torch, which reading a table does not
+
+        def squared_norm(cluster) -> float:
+            return sum(float(m.double().square().sum()) for m in get_mats(lm, cluster))
+
+        return cls(
+            {cluster.name: cluster.n_weights for cluster in clusters},
+            {cluster.name: squared_norm(cluster) for cluster in clusters},
+        )
+
+    def trace(self, cluster: str) -> Tuple[float, float]:
+        """(mean, standard error over probes); the error is nan for a single probe.
+
+        Source: Hutchinson 1990; Xu et al. 2021 (TASLP, arXiv 2112.11438), section V.
+        """
+        values = [self.samples[probe][cluster] for probe in sorted(self.samples)]
+        if not values:
+            return math.nan, math.nan
+        mean = math.fsum(values) / len(values)
+        if len(values) < 2:
+            return mean, math.nan
+        variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        return mean, math.sqrt(variance / len(values))
+
+    def harm(self, cluster: str, relative_mse: float, average: bool = True) -> Tuple[float, float]:
+        """(harm, standard error) of a cluster whose weights move by ||Q - W||^2 =
+        ``relative_mse`` ||W||^2.
+
+        average: 1/2 (Tr H / d) ||Q - W||^2, the second-order change of the loss for a move in a
+        random direction, in nats/token (HAWQ-V2, Dong et al. 2020, without the 1/2; the
+        average trace also in Xu et al., ICASSP 2021, arXiv 2112.11540). Otherwise the plain form
+        as printed in Xu et al. 2021 (arXiv 2112.11438), Tr(H) ||Q - W||^2: no unit, and it weighs
+        clusters by their size. A negative trace gives harm 0.
+        """
+        trace, stderr = self.trace(cluster)
+        square = relative_mse * self.squared_norm[cluster]
+        factor = 0.5 * square / self.n_weights[cluster] if average else square
+        return max(0.0, factor * trace), factor * stderr
+
+    def is_precise(self, precision: float, min_probes: int = MIN_PROBES) -> bool:
+        """Whether the relative standard error of every trace that matters is ``precision`` or less.
+
+        Judged by what removing each cluster would cost, (Tr H / d) ||W||^2, so that bits play no
+        part; clusters with less than 1 % of the sum of all need 1 % of it times ``precision``.
+        """
+        if len(self.samples) < max(2, min_probes):
+            return False
+        rows = []
+        for name, d in self.n_weights.items():
+            factor = self.squared_norm[name] / d
+            rows.append([abs(factor * value) for value in self.trace(name)])
+        least = SMALL_SHARE * sum(harm for harm, _ in rows)
+        return all(stderr <= precision * max(harm, least) for harm, stderr in rows)
+
+    def negative(self) -> List[Tuple[str, float, float]]:
+        """(cluster, trace, standard error) where the trace is below zero."""
+        found = [(name, *self.trace(name)) for name in self.n_weights]
+        return [row for row in found if row[1] < 0]
+
+    def to_dict(self) -> dict:
+        """JSON form; the traces are there for readers and computed again when it is read."""
+        probes = sorted(self.samples)
+        clusters = {}
+        for name, d in self.n_weights.items():
+            trace, stderr = self.trace(name)
+            clusters[name] = {
+                "n_weights": d,
+                "squared_norm": self.squared_norm[name],
+                "trace": trace if math.isfinite(trace) else None,
+                "stderr": stderr if math.isfinite(stderr) else None,
+                "samples": [self.samples[probe][name] for probe in probes],
+            }
+        return {"probes": probes, "clusters": clusters}
+
+    @classmethod
+    def from_dict(cls, value: Mapping) -> "Curvature":
+        """Raises KeyError, TypeError, ValueError or AttributeError for anything malformed."""
+        probes = [int(probe) for probe in value["probes"]]
+        rows = value["clusters"]
+        for name, row in rows.items():
+            if len(row["samples"]) != len(probes):
+                raise ValueError(f"{len(row['samples'])} samples of {name}, {len(probes)} probes")
+            if not all(math.isfinite(float(v)) for v in (*row["samples"], row["squared_norm"])):
+                raise ValueError(f"a sample of {name} is not a number")
+            if int(row["n_weights"]) < 1:
+                raise ValueError(f"{row['n_weights']} weights in {name}")
+        return cls(
+            {name: int(row["n_weights"]) for name, row in rows.items()},
+            {name: float(row["squared_norm"]) for name, row in rows.items()},
+            {
+                probe: {name: float(row["samples"][k]) for name, row in rows.items()}
+                for k, probe in enumerate(probes)
+            },
+        )
+
+    @classmethod
+    def pool(cls, parts: Iterable["Curvature"]) -> "Curvature":
+        """The samples of several jobs together; a probe that two of them have counts once."""
+        parts = list(parts)
+        pooled = cls(dict(parts[0].n_weights), dict(parts[0].squared_norm))
+        for part in parts:
+            if part.n_weights != pooled.n_weights:
+                raise MismatchError(
+                    "traces of different LMs", found=part.n_weights, expected=pooled.n_weights
+                )
+            pooled.samples.update(part.samples)
+        return pooled

@@ -1,0 +1,114 @@
+"""What a sensitivity table was measured on: the keys, their types, and which must agree."""
+
+from __future__ import annotations
+
+import re
+from typing import Callable, Iterable, Mapping
+
+from espnet_mpq.errors import FormatError
+from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
+
+PROBES = ("rademacher", "gaussian")
+TRACES = ("average", "plain")
+# What two runs must share for their entries to stand in one table.
+IDENTITY = (
+    "checkpoint_sha256",
+    "token_list_sha256",
+    "text_sha256",
+    "text_format",
+    "max_tokens",
+    "seed",
+    "grid",
+    "tying",
+    "group_size",
+    "scale_dtype",
+    "probe",
+    "trace",
+)
+# What a difference in one of them means.
+WORDS = {
+    "method": "made by another method",
+    "checkpoint_sha256": "made from another checkpoint",
+    "token_list_sha256": "made with another token list",
+    "text_sha256": "measured on another text",
+    "text_format": "the text was read in another format",
+    "max_tokens": "measured on another number of tokens",
+    "seed": "measured on another sample of sentences",
+    "grid": "made for another grid",
+    "tying": "made for another tying of scales",
+    "group_size": "made for another group size",
+    "scale_dtype": "made for scales of another type",
+    "probe": "made with other random vectors",
+    "trace": "made from another form of the trace",
+}
+
+
+def short(value: object) -> str:
+    """A value for a message; the first 12 digits of a SHA-256 are enough to tell it."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    return "none" if value is None else repr(value)[:80]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def is_in(known: Iterable[str]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in known
+
+
+def _is_list(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+# Key of the provenance -> (check, what it must be); every key may be absent or null.
+PROVENANCE = {
+    **{key: (_is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
+    "text_format": (_is_text, "a string"),
+    "max_tokens": (_is_count, "an integer, at least 0"),
+    "seed": (_is_integer, "an integer"),
+    "group_size": (_is_count, "an integer"),
+    "grid": (is_in(GRIDS), " or ".join(GRIDS)),
+    "tying": (is_in(TYINGS), " or ".join(TYINGS)),
+    "scale_dtype": (is_in(SCALE_N_BYTES), " or ".join(SCALE_N_BYTES)),
+    "probe": (is_in(PROBES), " or ".join(PROBES)),
+    "trace": (is_in(TRACES), " or ".join(TRACES)),
+    "clusters": (_is_list(_is_text), "a list of names"),
+    "bits": (_is_list(_is_integer), "a list of integers"),
+}
+
+
+def check_provenance(provenance: object, where: str) -> None:
+    """Raise FormatError unless every known key has a value of its type."""
+
+    def refuse(name: str, value: object, expected: str) -> None:
+        raise FormatError(
+            f"{where} has a malformed {name}",
+            found=repr(value)[:80],
+            expected=expected,
+            todo="make it again with `mpq sensitivity`",
+        )
+
+    if not isinstance(provenance, Mapping):
+        refuse("provenance", provenance, "an object")
+    for key, (check, expected) in PROVENANCE.items():
+        value = provenance.get(key)
+        if value is not None and not check(value):
+            refuse(key, value, expected)
+    inputs = provenance.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        refuse("inputs", inputs, "an object")
+    for role, file in inputs.items():
+        if not isinstance(file, Mapping) or not all(
+            isinstance(file.get(key), str) for key in ("path", "sha256")
+        ):
+            refuse(f"input {role}", file, "path and sha256")
