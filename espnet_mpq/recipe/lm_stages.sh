@@ -70,7 +70,7 @@ stage_plan() {
 }
 after_plan() { local method; for method in ${methods}; do echo "${method}:"; grep -v '^next:' "${lm_dir}/${method}/plan.log"; done; }
 
-title_admm="ADMM training from the fp LM (logs: ${lm_dir}/{${methods// /,}}/lm/train.log)"
+title_admm="ADMM training from the fp LM (logs: ${lm_dir}/*/lm/train.log)"
 units_admm=${methods}
 inputs_admm() { echo "${lm_dir}/$1/plan/train_lm_mpq.yaml ${fp_exp}/${lm_file} ${train_text} ${dev_text}"; }
 outputs_admm() { echo "${lm_dir}/$1/lm"; }
