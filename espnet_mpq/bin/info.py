@@ -28,6 +28,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is no packed LM; FormatError: it is damaged.
     """
+    import torch
+
     from espnet_mpq.lm.kernels import kernel_name
     from espnet_mpq.packed.format import load_packed
     from espnet_mpq.packed.receipt import format_receipt, receipt
@@ -36,6 +38,7 @@ def main(args: argparse.Namespace) -> None:
     path = path / PACKED_FILE if path.is_dir() else path
     packed = load_packed(path)
     value = {**receipt(packed), "kernel": kernel_name(packed.architecture, packed.plan)}
+    value["n_threads"] = torch.get_num_threads()
     if args.json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
         return
@@ -44,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"token list       SHA-256 {value['token_list']['sha256']}")
     for key, fact in value["source"].items():
         print(f"{key:<22} {fact}")
-    print(f"kernel           {value['kernel']}")
+    threads = "thread" if value["n_threads"] == 1 else "threads"
+    print(f"kernel           {value['kernel']}, {value['n_threads']} {threads}")
     print()
     print(format_receipt(value))

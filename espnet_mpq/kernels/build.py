@@ -23,6 +23,7 @@ SOURCES = Path(__file__).resolve().parent / "csrc"
 LIBRARY = Path(__file__).resolve().parent / "libmpq_kernels.so.1"
 # Floats are the same on every path because nothing is fused or reordered.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
+FLAGS += ["-pthread"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # One instruction set per file; what is compiled here is chosen when the library runs.
 X86_FLAGS = {
@@ -71,7 +72,7 @@ def compile_library(output: Path = LIBRARY, more_flags: Sequence[str] = ()) -> P
             objects.append(str(Path(folder) / (source.stem + ".o")))
             _call([*compiler, *flags, *more_flags, "-c", str(source), "-o", objects[-1]])
         linked = Path(folder) / "linked.so"
-        _call([*compiler, "-shared", *more_flags, *objects, "-o", str(linked)])
+        _call([*compiler, "-shared", "-pthread", *more_flags, *objects, "-o", str(linked)])
         # Next to the target first: a program that has the old library open keeps it.
         waiting = output.with_name(f"{output.name}.{os.getpid()}")
         shutil.copyfile(linked, waiting)

@@ -17,7 +17,7 @@ from espnet_mpq.kernels.build import LIBRARY
 # In the library's numbering, slowest first. "reference" is torch with float activations.
 PATHS = ("scalar", "avx2", "avx512")
 REFERENCE, AUTO = "reference", "auto"
-ABI_VERSION = 1
+ABI_VERSION = 2
 FAILURES = {
     -1: "bad argument",
     -2: "this machine has not got the path",
@@ -27,25 +27,25 @@ FAILURES = {
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "mpq_has_path": (_INT, [_INT]),
-    "mpq_matrix_new": (
+    "mpq_n_workers": (_INT, []),
+    "mpq_codes_new": (
         _POINTER,
-        [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64],
+        [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64, _INT64],
     ),
-    "mpq_matrix_free": (None, [_POINTER]),
-    "mpq_matrix_n_bytes": (_INT64, [_POINTER]),
-    "mpq_product": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _INT]),
+    "mpq_floats_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT]),
+    "mpq_weights_free": (None, [_POINTER]),
+    "mpq_weights_n_bytes": (_INT64, [_POINTER]),
+    "mpq_weights_stored": (_INT, [_POINTER, _POINTER]),
+    "mpq_weights_rows": (_INT, [_POINTER, _POINTER, _INT64, _POINTER]),
+    "mpq_product": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT]),
     "mpq_quantize": (_INT, [_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT]),
-    "mpq_linear": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT]),
-    "mpq_lstm_new": (
-        _POINTER,
-        [_INT, _INT64, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _INT]
-        + [_POINTER, _INT64],
-    ),
+    "mpq_linear": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT, _INT]),
+    "mpq_lstm_new": (_POINTER, [_INT, _INT64, _INT64, _INT64, _POINTER, _POINTER]),
     "mpq_lstm_free": (None, [_POINTER]),
     "mpq_lstm_run": (
         _INT,
         [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
-        + [_INT, _INT],
+        + [_INT, _INT, _INT],
     ),
 }
 log = logging.getLogger(__name__)
@@ -127,9 +127,27 @@ def _say_once(why: str) -> None:
     log.warning("packed LMs run on the slow reference kernel: %s", why)
 
 
-def number(path: str) -> int:
-    """The library's number of a path."""
-    return PATHS.index(path)
+def needed_library() -> ctypes.CDLL:
+    """The kernel library; raises InputError when there is none."""
+    found = library()
+    if found is None:
+        raise InputError("no kernels", found=why_no_library())
+    return found
+
+
+def path_number(path: Optional[str] = None) -> int:
+    """The library's number of the path that choose() gives.
+
+    Raises:
+        InputError: as choose(), and when it gives the reference.
+    """
+    name = choose(path)
+    if name == REFERENCE:
+        raise InputError(
+            "kernels called while the reference is forced (MPQ_KERNEL)",
+            todo="use kernels/reference.py",
+        )
+    return PATHS.index(name)
 
 
 def check(code: int, what: str) -> None:

@@ -16,15 +16,13 @@ HiddenState = Tuple[torch.Tensor, torch.Tensor]
 
 
 class KernelLstm:
-    """An LSTM LM: embedding codes, eight matrices a layer, output matrix; single-threaded.
+    """An LSTM LM of matrices of codes or floats in any mixture.
 
     Args:
+        embedding: (vocab_size, unit); rows are looked up in its layout.
         matrices: per layer those of the input for the gates i, f, g, o, then those of the hidden
-            state; last the output matrix.
+            state; last the output matrix, which may be the embedding.
         biases: float32, per layer one for each gate (nhid,), last the output's (vocab_size,).
-        codes, scales, levels, bits: the embedding as KernelMatrix takes it; the codes are used
-            where they are.
-        unit: width of the embedding.
 
     Raises:
         InputError: shapes that do not belong together.
@@ -32,50 +30,40 @@ class KernelLstm:
 
     def __init__(
         self,
+        embedding: KernelMatrix,
         matrices: Sequence[KernelMatrix],
         biases: Sequence[torch.Tensor],
-        codes: torch.Tensor,
-        scales: torch.Tensor,
-        levels: torch.Tensor,
-        bits: int,
-        unit: int,
     ):
         self.nlayers = len(matrices) // 8
         self.nhid, self.vocab_size = matrices[0].rows, matrices[-1].rows
-        library = matrices[-1].library
+        library = embedding.library
         # Kept alive as long as the library points into them.
-        self.matrices, self.codes = list(matrices), codes.contiguous()
+        self.matrices = [embedding, *matrices]
         biases = [bias.to(torch.float32).contiguous() for bias in biases]
         wanted = [(self.nhid,)] * (4 * self.nlayers) + [(self.vocab_size,)]
-        levels = levels.to(torch.int8).contiguous()
-        scales = scales.to(torch.float32).contiguous()
         handle = None
         if (
             len(matrices) == 8 * self.nlayers + 1
             and [tuple(bias.shape) for bias in biases] == wanted
-            and self.codes.shape == (self.vocab_size, -(-unit * bits // 8))
-            and scales.numel() in (1, self.vocab_size)
         ):
             handle = library.mpq_lstm_new(
-                *(self.nlayers, unit, self.nhid, self.vocab_size),
-                _pointers([matrix.handle for matrix in matrices]),
+                *(self.nlayers, embedding.cols, self.nhid, self.vocab_size),
+                _pointers([matrix.handle for matrix in self.matrices]),
                 _pointers([bias.data_ptr() for bias in biases]),
-                *(self.codes.data_ptr(), bits, levels.data_ptr(), levels.numel()),
-                *(scales.data_ptr(), scales.numel()),
             )
         if not handle:
             raise InputError(
                 "the kernels cannot take this LSTM",
-                found=f"{len(matrices)} matrices, {len(biases)} biases, embedding codes "
-                f"{tuple(self.codes.shape)} of {bits} bits, width {unit}",
+                found=f"{len(matrices)} matrices, {len(biases)} biases, embedding "
+                f"{embedding.rows} x {embedding.cols}",
             )
         self.library, self.handle = library, handle
-        weakref.finalize(self, library.mpq_lstm_free, handle)
+        weakref.finalize(self, library.mpq_lstm_free, handle).atexit = False
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the repacked matrices, beside the tensors of the file."""
-        return sum(matrix.n_bytes for matrix in self.matrices)
+        """Bytes of the repacked matrices; one that is embedding and output counts once."""
+        return sum(matrix.n_bytes for matrix in set(self.matrices))
 
     def run(
         self,
@@ -83,6 +71,7 @@ class KernelLstm:
         state: Optional[HiddenState],
         log_probs: bool,
         path: str,
+        n_threads: Optional[int] = None,
     ) -> Tuple[torch.Tensor, HiddenState]:
         """Logits or log-probabilities after every token.
 
@@ -90,6 +79,8 @@ class KernelLstm:
             tokens: int64 (batch, length), CPU.
             state: (h, c), each float32 (nlayers, batch, nhid); None for zeros.
             path: one of dispatch.PATHS.
+            n_threads: threads at most, the caller's included; None: torch.get_num_threads().
+                The result is the same for every number.
 
         Returns:
             float32 (batch, length, vocab_size) and the new state.
@@ -106,7 +97,8 @@ class KernelLstm:
         code = self.library.mpq_lstm_run(
             *(self.handle, tokens.data_ptr(), batch, length),
             *(dispatch.address(h), dispatch.address(c), new_h.data_ptr(), new_c.data_ptr()),
-            *(out.data_ptr(), int(log_probs), dispatch.number(path)),
+            *(out.data_ptr(), int(log_probs), dispatch.path_number(path)),
+            n_threads or torch.get_num_threads(),
         )
         dispatch.check(code, "LSTM")
         return out, (new_h, new_c)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -106,14 +106,24 @@ def quantize_rows(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def packed_product_int8(
-    q: torch.Tensor, codes: torch.Tensor, levels: torch.Tensor, bits: int, cols: int
+    q: torch.Tensor,
+    codes: torch.Tensor,
+    levels: torch.Tensor,
+    bits: int,
+    cols: int,
+    group_size: Optional[int] = None,
 ) -> torch.Tensor:
     """sum over c of levels[code[r, c]] * q[b, c], exact: int8 (batch, cols) -> int64 (batch, rows).
 
+    With group_size the sums of each group of columns apart: (n_groups, batch, rows).
+
     Source: own.
     """
-    level = levels.to(torch.int64)[unpack(codes, bits, cols)]
-    return q.to(torch.int64) @ level.t()
+    level, q = levels.to(torch.int64)[unpack(codes, bits, cols)], q.to(torch.int64)
+    if group_size is None:
+        return q @ level.t()
+    groups = zip(q.split(group_size, dim=1), level.split(group_size, dim=1))
+    return torch.stack([x @ w.t() for x, w in groups])
 
 
 def packed_linear_int8(
@@ -124,57 +134,85 @@ def packed_linear_int8(
     levels: torch.Tensor,
     bits: int,
     cols: int,
+    group_size: Optional[int] = None,
+    total: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """(q_scale q) W^T for int8 activations, one scale for all or one a row of W.
+    """total + (q_scale q) W^T for int8 activations; scales as dequantize_linear takes them.
 
     Returns:
-        float32 (batch, rows): the exact product times (q_scale * scale).
+        float32 (batch, rows): the exact product of each group of columns times (q_scale * scale),
+        added to ``total`` (batch, rows) one after the other, first columns first.
     """
-    product = packed_product_int8(q, codes, levels, bits, cols).to(torch.float32)
-    return product * (q_scale * scales.to(torch.float32).reshape(1, -1))
+    products = packed_product_int8(q, codes, levels, bits, cols, group_size or cols)
+    for product, scale in zip(products.to(torch.float32), scales.to(torch.float32).t()):
+        part = product * (q_scale * scale)
+        total = part if total is None else total + part
+    return total
 
 
-def packed_embedding_int8(
-    tokens: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    levels: torch.Tensor,
-    bits: int,
-    cols: int,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Rows of W for token ids (batch,) as int8 activations; exact, for levels are int8 already.
+class Activations(NamedTuple):
+    """The input of a layer: rows float32 (batch, cols), and what stands for them as int8."""
 
-    Returns:
-        int8 (batch, cols) and scale float32 (batch, 1).
+    rows: torch.Tensor
+    q: torch.Tensor
+    q_scale: torch.Tensor
+
+
+def activations(rows: torch.Tensor) -> Activations:
+    """Rows of floats quantized by quantize_rows."""
+    return Activations(rows, *quantize_rows(rows))
+
+
+def add_linear(total: Optional[torch.Tensor], x: Activations, matrix: Sequence) -> torch.Tensor:
+    """total + x W^T, float32 (batch, rows); None for no total.
+
+    Args:
+        matrix: (codes, scales, levels, bits, cols, group_size) for the int8 form of x, or (weight,)
+            float16 or float32 (rows, cols) for its floats.
     """
+    if len(matrix) > 1:
+        return packed_linear_int8(x.q, x.q_scale, *matrix, total=total)
+    product = x.rows @ matrix[0].to(torch.float32).t()
+    return product if total is None else total + product
+
+
+def embedding_activations(tokens: torch.Tensor, matrix: Sequence) -> Activations:
+    """Rows of a matrix, as add_linear takes it, for token ids (batch,).
+
+    Codes with one scale a row, or one for all, are int8 activations as they are: exact.
+    """
+    if len(matrix) == 1:
+        return activations(matrix[0][tokens].to(torch.float32))
+    codes, scales, levels, bits, cols, group_size = matrix
+    rows = packed_embedding(tokens, *matrix)
+    if group_size is not None and group_size < cols:
+        return activations(rows)
     level = levels.to(torch.int8)[unpack(codes[tokens], bits, cols)]
-    return level, scales.to(torch.float32).expand(codes.shape[0], 1)[tokens]
+    return Activations(rows, level, scales.to(torch.float32).expand(codes.shape[0], 1)[tokens])
 
 
-def lstm_cell_int8(
-    x: Tuple[torch.Tensor, torch.Tensor],
+def lstm_cell(
+    x: Activations,
     h: torch.Tensor,
     c: torch.Tensor,
-    matrices: Sequence[tuple],
+    matrices: Sequence[Sequence],
     biases: Sequence[torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """One LSTM layer for one token with int8 input and hidden state.
 
     Args:
-        x: int8 (batch, width) and its scale (batch, 1).
+        x: of (batch, width).
         h, c: float32 (batch, nhid); h is quantized here.
-        matrices: (codes, scales, levels, bits, cols) of the input products of gates i, f, g, o,
-            then of the hidden ones.
+        matrices: as add_linear takes them, those of the input for gates i, f, g, o, then those of
+            the hidden state.
         biases: float32 (nhid,) of the four gates.
 
     Returns:
         The new h and c, float32 (batch, nhid).
     """
-    hidden = quantize_rows(h)
+    hidden = activations(h)
     i, f, g, o = (
-        packed_linear_int8(*x, *matrices[k])
-        + packed_linear_int8(*hidden, *matrices[4 + k])
-        + biases[k]
+        add_linear(add_linear(None, x, matrices[k]), hidden, matrices[4 + k]) + biases[k]
         for k in range(4)
     )
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()

@@ -10,25 +10,29 @@ from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.linear import KernelMatrix
 from espnet_mpq.kernels.lstm import KernelLstm
-from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.layout import codes_name, scales_name
+from espnet_mpq.packed.architecture import Architecture, TransformerArchitecture
+from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 
 MOST_COLS = 65536
 
 
+def takes(spec: ClusterSpec) -> bool:
+    """Whether the kernels can multiply with the matrices of a cluster."""
+    return spec.bits in (1, 2, 4, 8) and spec.tying != "group"
+
+
 def why_not(architecture: Architecture, plan: Plan) -> str:
     """Why the kernels cannot run an LM, so that the reference does; empty when they can."""
+    if isinstance(architecture, TransformerArchitecture):
+        # Each layer on its own: those that the kernels cannot take have float weights.
+        specs = plan.clusters.values()
+        return "" if any(map(takes, specs)) else "no cluster that the kernels take"
     if architecture.rnn_type != "lstm":
         return f"no kernels for {architecture.rnn_type}"
     if max(architecture.unit, architecture.nhid) > MOST_COLS:
         return f"more than {MOST_COLS} columns"
-    for name, spec in plan.clusters.items():
-        if spec.bits not in (1, 2, 4, 8):
-            return f"cluster {name} has {spec.bits} bits"
-        if spec.tying == "group":
-            return f"cluster {name} has scales of groups"
     return ""
 
 
@@ -43,6 +47,30 @@ def kernel_name(architecture: Architecture, plan: Plan) -> str:
     return path
 
 
+def stored_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
+    """The tensor of the packed file that holds the codes or weights of a part."""
+    return (weight_name if spec.bits >= 16 else codes_name)(cluster, part)
+
+
+def make_matrix(
+    tensor: Callable[[str], torch.Tensor], cluster: Cluster, part: Part, spec: ClusterSpec
+) -> KernelMatrix:
+    """The kernel form of one part of a cluster, of any bits and tying.
+
+    Args:
+        tensor: gives a tensor of the packed file by its name there (CPU).
+
+    Raises:
+        InputError: no library, or more than MOST_COLS columns.
+    """
+    stored = tensor(stored_name(cluster, part, spec))
+    if spec.bits >= 16:
+        return KernelMatrix(stored)
+    levels = make_grid(spec.grid, spec.bits).levels_tensor()
+    scales = tensor(scales_name(cluster, part, spec))
+    return KernelMatrix(stored, scales, levels, spec.bits, part.cols, spec.group_size)
+
+
 def make_lstm(
     architecture: Architecture, plan: Plan, tensor: Callable[[str], torch.Tensor]
 ) -> KernelLstm:
@@ -54,26 +82,23 @@ def make_lstm(
     Raises:
         InputError: the kernels cannot take it; ask why_not first.
     """
-
-    def parts_of(cluster: Cluster, part: Part, spec: ClusterSpec) -> tuple:
-        levels = make_grid(spec.grid, spec.bits).levels_tensor()
-        codes = tensor(codes_name(cluster, part))
-        return codes, tensor(scales_name(cluster, part, spec)), levels, spec.bits, part.cols
-
-    clusters = {cluster.name: cluster for cluster in architecture.clusters()}
-    found = {}
-    for name, cluster in clusters.items():
-        found[name] = [parts_of(cluster, part, plan.clusters[name]) for part in cluster.parts]
+    found = {
+        cluster.name: [
+            make_matrix(tensor, cluster, part, plan.clusters[cluster.name])
+            for part in cluster.parts
+        ]
+        for cluster in architecture.clusters()
+    }
     matrices, biases, nhid = [], [], architecture.nhid
     for layer in range(architecture.nlayers):
         gates = [found[f"rnn.l{layer}.{gate}"] for gate in "ifgo"]
-        matrices += [KernelMatrix(*gate[0]) for gate in gates]
-        matrices += [KernelMatrix(*gate[1]) for gate in gates]
+        matrices += [gate[0] for gate in gates] + [gate[1] for gate in gates]
         bias = tensor(f"rnn.bias_ih_l{layer}") + tensor(f"rnn.bias_hh_l{layer}")
         biases += list(bias.split(nhid))
-    matrices.append(KernelMatrix(*found.get("output", found["embedding"])[0]))
+    embedding = found["embedding"][0]
+    matrices.append(found["output"][0] if "output" in found else embedding)
     biases.append(tensor("decoder.bias"))
-    return KernelLstm(matrices, biases, *found["embedding"][0])
+    return KernelLstm(embedding, matrices, biases)
 
 
 def runnable(architecture: Architecture, plan: Plan, device: torch.device, dtype) -> Optional[str]:

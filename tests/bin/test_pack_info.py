@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from espnet_mpq.bin import info, pack
 from espnet_mpq.errors import FormatError, InputError
@@ -56,15 +57,18 @@ def test_info_table(folder, capsys):
         assert word in text
 
 
-def test_info_names_the_kernel(kernels, tmp_path, capsys, monkeypatch):
-    arch = architecture(vocab_size=30, unit=20)
-    for spec, kernel in ((ClusterSpec(2), kernels[-1]), (ClusterSpec(16), "reference (cluster ")):
-        save_packed(tmp_path / "packed.safetensors", packed_model(arch, uniform(arch, spec)))
+def test_info_names_the_kernel_and_its_threads(kernels, tmp_path, capsys, monkeypatch):
+    file, n_threads = tmp_path / "packed.safetensors", torch.get_num_threads()
+    threads = f"{n_threads} thread" + "s" * (n_threads > 1)
+    for rnn_type, kernel in (("lstm", kernels[-1]), ("gru", "reference (no kernels for gru)")):
+        arch = architecture(rnn_type, vocab_size=30, unit=20)
+        save_packed(file, packed_model(arch, uniform(arch, ClusterSpec(2))))
         run(info, tmp_path)
-        assert f"kernel           {kernel}" in capsys.readouterr().out
+        assert f"kernel           {kernel}, {threads}\n" in capsys.readouterr().out
     monkeypatch.setenv("MPQ_KERNEL", "reference")
     run(info, tmp_path, "--json")
-    assert json.loads(capsys.readouterr().out)["kernel"] == "reference"
+    found = json.loads(capsys.readouterr().out)
+    assert found["kernel"] == "reference" and found["n_threads"] == n_threads
 
 
 def test_row_bytes_and_error_of_one_bit(tmp_path, capsys):

@@ -10,12 +10,11 @@ import torch
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import reference
 from espnet_mpq.lm.kernels import make_lstm
-from espnet_mpq.packed.layout import codes_name, scales_name
+from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
 from espnet_mpq.quant.grid import make_grid
 
-from packed_models import SPECS, architecture, mixed, packed_model  # isort: skip
+from packed_models import architecture, mixed, packed_model  # isort: skip
 
-KERNEL_SPECS = [s for s in SPECS if s.bits <= 8 and s.tying != "group"]
 # vocab_size, unit, nhid, nlayers, tied
 SIZES = [(13, 7, 7, 1, True), (40, 7, 19, 2, False)]
 SIZES += [(33, 130, 130, 3, True), (150, 16, 140, 2, False)]
@@ -25,24 +24,28 @@ TOLERANCE = 5e-6
 
 def built(sizes, seed):
     arch = architecture("lstm", *sizes)
-    plan = mixed(arch, seed, specs=KERNEL_SPECS)
+    plan = mixed(arch, seed)
     packed = packed_model(arch, plan, seed)
     return arch, packed, make_lstm(arch, plan, packed.tensors.__getitem__)
 
 
 def arguments(arch, packed) -> dict:
-    """(codes, scales, levels, bits, cols) of every part, by cluster."""
+    """Every part as reference.add_linear takes it, by cluster."""
+
+    def of(cluster, part, spec):
+        if spec.bits >= 16:
+            return (packed.tensors[weight_name(cluster, part)],)
+        return (
+            packed.tensors[codes_name(cluster, part)],
+            packed.tensors[scales_name(cluster, part, spec)],
+            make_grid(spec.grid, spec.bits).levels_tensor(),
+            spec.bits,
+            part.cols,
+            spec.group_size,
+        )
+
     return {
-        cluster.name: [
-            (
-                packed.tensors[codes_name(cluster, part)],
-                packed.tensors[scales_name(cluster, part, spec)].expand(part.shape[0], 1),
-                make_grid(spec.grid, spec.bits).levels_tensor(),
-                spec.bits,
-                part.cols,
-            )
-            for part in cluster.parts
-        ]
+        cluster.name: [of(cluster, part, spec) for part in cluster.parts]
         for cluster in arch.clusters()
         for spec in [packed.plan.clusters[cluster.name]]
     }
@@ -67,18 +70,18 @@ def test_step_is_the_reference_layer_by_layer(kernels, sizes, seed):
     h, c = random_state(arch, batch, seed)
     for path in kernels:
         logits, (new_h, new_c) = lstm.run(tokens, (h, c), False, path)
-        x = reference.packed_embedding_int8(tokens[:, 0], *parts["embedding"][0])
+        x = reference.embedding_activations(tokens[:, 0], parts["embedding"][0])
         for layer in range(arch.nlayers):
             gates = [parts[f"rnn.l{layer}.{gate}"] for gate in "ifgo"]
             matrices = [gate[0] for gate in gates] + [gate[1] for gate in gates]
             bias = packed.tensors[f"rnn.bias_ih_l{layer}"] + packed.tensors[f"rnn.bias_hh_l{layer}"]
             biases = bias.split(arch.nhid)
-            want_h, want_c = reference.lstm_cell_int8(x, h[layer], c[layer], matrices, biases)
+            want_h, want_c = reference.lstm_cell(x, h[layer], c[layer], matrices, biases)
             assert torch.allclose(new_h[layer], want_h, rtol=TOLERANCE, atol=TOLERANCE)
             assert torch.allclose(new_c[layer], want_c, rtol=TOLERANCE, atol=TOLERANCE)
-            x = reference.quantize_rows(new_h[layer])
+            x = reference.activations(new_h[layer])
         output = parts.get("output", parts["embedding"])[0]
-        want = reference.packed_linear_int8(*x, *output) + packed.tensors["decoder.bias"]
+        want = reference.add_linear(None, x, output) + packed.tensors["decoder.bias"]
         assert torch.allclose(logits[:, 0], want, rtol=TOLERANCE, atol=TOLERANCE)
         log_probs, _ = lstm.run(tokens, (h, c), True, path)
         want = logits.log_softmax(-1)

@@ -112,6 +112,20 @@ def test_random_shapes_and_contents(kernels, data):
         assert torch.equal(torch.cat(parts), want)
 
 
+@pytest.mark.parametrize("group_size", (1, 5, 32, 40, 64, 100, 1000))
+def test_sums_of_groups_are_exact(kernels, group_size):
+    generator = torch.Generator().manual_seed(group_size)
+    for bits in (1, 2, 4, 8):
+        levels = torch.tensor(make_grid("uniform", bits).levels, dtype=torch.int8)
+        codes = torch.randint(0, len(levels), (40, 133), dtype=torch.uint8, generator=generator)
+        packed, n_groups = pack_codes(codes, bits), -(-133 // group_size)
+        product = KernelMatrix(packed, torch.ones(40, n_groups), levels, bits, 133, group_size)
+        x = torch.randint(-128, 128, (9, 133), generator=generator).to(torch.int8)
+        want = packed_product_int8(x, packed, levels, bits, 133, group_size).to(torch.int32)
+        for path in kernels:
+            assert torch.equal(product.product(x, path).view(n_groups, 9, 40), want)
+
+
 def test_strided_inputs_and_empty_batches(kernels):
     codes = torch.randint(0, 4, (20, 9), dtype=torch.uint8)
     product, arguments = matrix(codes, (-3, -1, 1, 3))
@@ -132,7 +146,8 @@ def test_what_the_kernels_cannot_take_is_refused(kernels):
     codes, levels = torch.zeros(4, 2, dtype=torch.uint8), torch.tensor([-1, 1], dtype=torch.int8)
     KernelMatrix(codes, torch.ones(4, 1), levels, 1, 9)
     for wrong in (
-        (codes, torch.ones(4, 2), levels, 1, 9),  # scales of groups
+        (codes, torch.ones(4, 2), levels, 1, 9),  # scales of groups, and none
+        (codes, torch.ones(4, 3), levels, 1, 9, 5),
         (codes, torch.ones(3, 1), levels, 1, 9),
         (codes, torch.ones(4, 1), levels, 1, 17),  # too few bytes a row
         (codes, torch.ones(4, 1), levels, 3, 5),

@@ -87,6 +87,23 @@ def test_perplexity_is_within_a_thousandth_of_float_activations(
     assert 0 < abs(difference) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "spec", [ClusterSpec(16), ClusterSpec(32), ClusterSpec(4, "paper", "group", 16)], ids=str
+)
+def test_floats_and_groups_score_as_float_activations(kernels, trained, text, monkeypatch, spec):
+    """16 and 32 bits compute in float on either side; groups as any codes within a thousandth."""
+    arch, weights = trained
+    runtime = runtime_of(arch, pack_lm(weights, arch, uniform(arch, spec), tokens(30)))
+    found = {}
+    for path in (*kernels, "reference"):
+        monkeypatch.setenv("MPQ_KERNEL", path)
+        assert runtime.kernel() == path
+        found[path] = nll_nats(runtime, text)
+    assert len({found[path] for path in kernels}) == 1
+    difference = abs(math.exp(found[kernels[-1]] - found["reference"]) - 1)
+    assert difference < (1e-3 if spec.bits == 4 else 1e-5)
+
+
 def test_logits_are_those_of_repeated_steps(kernels):
     packed = packed_model(ARCH, uniform(ARCH, ClusterSpec(2)))
     runtime = runtime_of(ARCH, packed)
@@ -140,19 +157,13 @@ def test_beam_search_with_changing_batch(kernels, trained, monkeypatch, bits):
         assert score == pytest.approx(float(exact), abs=0.05 * len(prefix))
 
 
-@pytest.mark.parametrize(
-    "arch, spec, reason",
-    [
-        (ARCH, ClusterSpec(16), "16 bits"),
-        (ARCH, ClusterSpec(2, tying="group", group_size=5), "scales of groups"),
-        (architecture("gru", 30, 24, 32, 2), ClusterSpec(2), "no kernels for gru"),
-    ],
-)
-def test_what_has_no_kernel_runs_on_the_reference(kernels, monkeypatch, arch, spec, reason):
-    runtime = runtime_of(arch, packed_model(arch, uniform(arch, spec)))
+@pytest.mark.parametrize("rnn_type", ("gru", "rnn_tanh"))
+def test_what_has_no_kernel_runs_on_the_reference(kernels, monkeypatch, rnn_type):
+    arch = architecture(rnn_type, 30, 24, 32, 2)
+    runtime = runtime_of(arch, packed_model(arch, uniform(arch, ClusterSpec(2))))
     ids = torch.tensor([[1, 2, 3]])
     got, _ = runtime.logits(ids)
-    assert reason in runtime.kernel() and runtime._lstm is None
+    assert f"no kernels for {rnn_type}" in runtime.kernel() and runtime._lstm is None
     monkeypatch.setenv("MPQ_KERNEL", "reference")
     assert torch.equal(runtime.logits(ids)[0], got)
 

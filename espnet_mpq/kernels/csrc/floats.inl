@@ -9,6 +9,7 @@ namespace {
 
 typedef float vf __attribute__((vector_size(MPQ_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(MPQ_LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(MPQ_LANES * 2)));
 constexpr int kLanes = MPQ_LANES;
 constexpr int kParts = 16 / kLanes;
 
@@ -93,27 +94,73 @@ float quantize(const float* x, int64_t cols, int8_t* q) {
     return scale;
 }
 
-inline vf to_float(const int32_t* y, float x_scale, const float* scales) {
-    return __builtin_convertvector(load<vi>(y), vf) * (splat(x_scale) * load<vf>(scales));
+// (sum + v) + bias at k
+inline void finish(vf v, const float* sum, const float* bias, int k, int n, float* out) {
+    if (sum) v = load<vf>(sum + k) + v;
+    if (bias) v = v + load<vf>(bias + k);
+    store_some(out + k, v, n - k);
 }
 
-void dequantize(const int32_t* y, float x_scale, const float* scales, const float* bias, int n,
-                float* out) {
+void dequantize(const int32_t* y, float x_scale, const float* scales, const float* sum, const float* bias,
+                int n, float* out) {
     for (int k = 0; k < n; k += kLanes) {
-        vf v = to_float(y + k, x_scale, scales + k);
-        if (bias) v = v + load<vf>(bias + k);
-        store_some(out + k, v, n - k);
+        const vf scale = splat(x_scale) * load<vf>(scales + k);
+        finish(__builtin_convertvector(load<vi>(y + k), vf) * scale, sum, bias, k, n, out);
     }
 }
 
-void cell(const int32_t* const* y, float x_scale, float h_scale, const float* const* scales,
-          const float* const* bias, int n, const float* c_in, float* c_out, float* h_out) {
+void add(const float* y, const float* sum, const float* bias, int n, float* out) {
+    for (int k = 0; k < n; k += kLanes) finish(load<vf>(y + k), sum, bias, k, n, out);
+}
+
+inline vf load_weights(const float* p) { return load<vf>(p); }
+
+// Halves are finite: subnormal ones are exact as (2^-14 + fraction) - 2^-14.
+inline vf load_weights(const uint16_t* p) {
+    const vi half = __builtin_convertvector(load<vh>(p), vi);
+    const vi magnitude = half & 0x7fff;
+    const vf normal = (vf)((magnitude << 13) + (112 << 23));
+    const vf subnormal = (vf)((magnitude << 13) | 0x38800000) - splat(6.103515625e-05f);
+    return (vf)((vi)(magnitude < 0x400 ? subnormal : normal) | (half & 0x8000) << 16);
+}
+
+// One sum a row, column after column: the same on vectors of any length.
+template <class T, int NB>
+void float_block(const T* w, const float* x, int64_t cols, float* y, int stride) {
+    vf acc[NB][kParts] = {};
+    for (int64_t k = 0; k < cols; ++k, w += 16)
+        for (int j = 0; j < kParts; ++j) {
+            const vf weight = load_weights(w + j * kLanes);
+            for (int b = 0; b < NB; ++b) acc[b][j] = acc[b][j] + weight * splat(x[b * cols + k]);
+        }
+    for (int b = 0; b < NB; ++b) std::memcpy(y + b * stride, acc[b], 64);
+}
+
+template <class T>
+void float_product_of(const mpq::Weights& w, const float* x, int batch, int first_block, int n_blocks,
+                      float* y) {
+    const int stride = n_blocks * 16;
+    for (int i = 0; i < n_blocks; ++i) {
+        const T* block = static_cast<const T*>(w.floats) + (first_block + i) * w.cols * 16;
+        int b = 0;
+        for (; b + 4 <= batch; b += 4)
+            float_block<T, 4>(block, x + b * w.cols, w.cols, y + b * stride + i * 16, stride);
+        for (; b < batch; ++b)
+            float_block<T, 1>(block, x + b * w.cols, w.cols, y + b * stride + i * 16, stride);
+    }
+}
+
+void float_product(const mpq::Weights& w, const float* x, int batch, int first_block, int n_blocks,
+                   float* y) {
+    (w.bits == 16 ? float_product_of<uint16_t> : float_product_of<float>)(w, x, batch, first_block,
+                                                                          n_blocks, y);
+}
+
+void cell(const float* const* gates, const float* const* bias, int n, const float* c_in, float* c_out,
+          float* h_out) {
     for (int k = 0; k < n; k += kLanes) {
         vf gate[4];
-        for (int g = 0; g < 4; ++g)
-            gate[g] = (to_float(y[g] + k, x_scale, scales[g] + k) +
-                       to_float(y[4 + g] + k, h_scale, scales[4 + g] + k)) +
-                      load<vf>(bias[g] + k);
+        for (int g = 0; g < 4; ++g) gate[g] = load<vf>(gates[g] + k) + load<vf>(bias[g] + k);
         const vf kept = sigmoid_v(gate[1]) * load_some<vf>(c_in + k, n - k);
         const vf c = kept + sigmoid_v(gate[0]) * tanh_v(gate[2]);
         store_some(c_out + k, c, n - k);

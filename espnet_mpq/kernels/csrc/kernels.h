@@ -14,7 +14,7 @@ constexpr int kMaxCols = 65536;    // 128 * 128 * cols stays inside int32
 constexpr int kMaxBatch = 120;     // larger batches are cut, so that scratch memory stays small
 constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues
 
-// A packed matrix in the kernels' layout. A block is 16 rows. A group is 4 columns: 64 codes, row after
+// Codes of a packed matrix, or of one group of its columns, in the kernels' layout. A block is 16 rows. A group is 4 columns: 64 codes, row after
 // row. A pack is one 64-byte vector that holds 8 / bits groups: group g of a pack has its codes at bits
 // g * bits of every byte. Blocks follow each other, packs of a block too.
 // The operand of the products is u = level - min_level, 0 .. 255.
@@ -31,6 +31,17 @@ struct Matrix {
     float* scales;              // n_blocks * 16, one per row
 };
 
+// A whole matrix: codes, one Matrix for each group of columns that has scales of its own, or floats.
+struct Weights {
+    int64_t rows, cols;
+    int bits;              // 1, 2, 4, 8: codes; 16, 32: halves or floats
+    int n_blocks;
+    int64_t group_size;    // columns of a group; the last one may be shorter
+    int n_groups;          // 0 for floats
+    Matrix* groups;
+    void* floats;          // [block][column][16 rows], 64-byte aligned
+};
+
 // One instruction set. Activations are int8 [padded_cols / 4][batch][4], sums int32 (batch,).
 struct Path {
     const char* name;
@@ -39,12 +50,18 @@ struct Path {
                     int n_blocks, int32_t* y);
     // q (cols,) int8 and the scale
     float (*quantize)(const float* x, int64_t cols, int8_t* q);
-    // out = y * (x_scale * scales) + bias; bias may be null; y, scales and bias readable to 16 n
-    void (*dequantize)(const int32_t* y, float x_scale, const float* scales, const float* bias, int n,
-                       float* out);
-    // LSTM cell of n units from the products y[0..3] (input) and y[4..7] (hidden) of gates i, f, g, o
-    void (*cell)(const int32_t* const* y, float x_scale, float h_scale, const float* const* scales,
-                 const float* const* bias, int n, const float* c_in, float* c_out, float* h_out);
+    // out = (sum + y * (x_scale * scales)) + bias; sum and bias may be null; sum may be out. All but out
+    // are readable to the next multiple of 16.
+    void (*dequantize)(const int32_t* y, float x_scale, const float* scales, const float* sum,
+                       const float* bias, int n, float* out);
+    // y (batch, n_blocks * 16) float = rows first_block * 16 ... times x (batch, cols), for floats
+    void (*float_product)(const Weights& w, const float* x, int batch, int first_block, int n_blocks,
+                          float* y);
+    // out = (sum + y) + bias, as dequantize
+    void (*add)(const float* y, const float* sum, const float* bias, int n, float* out);
+    // LSTM cell of n units from the sums of gates i, f, g, o before their biases
+    void (*cell)(const float* const* gates, const float* const* bias, int n, const float* c_in,
+                 float* c_out, float* h_out);
     void (*log_softmax)(float* x, int64_t n);
 };
 
@@ -58,6 +75,8 @@ extern const Path kAvx512;
 const Path* find_path(int path);
 
 int padded_cols(int64_t cols);
+// Blocks of rows of one part of the work: few enough that every thread has some.
+int chunk_blocks(int n_blocks, int n_threads);
 void* aligned_new(size_t n_bytes);
 void aligned_delete(void* p);
 

@@ -1,12 +1,15 @@
-// Packed matrices: from the file's layout into the kernels', and products of plain arrays.
+// Matrices: from the file's layout into the kernels' and back.
+#include <algorithm>
 #include <cstring>
 #include <new>
 
 #include "api.h"
-#include "kernels.h"
+#include "products.h"
+#include "threads.h"
 
 using mpq::Matrix;
 using mpq::Path;
+using mpq::Weights;
 
 namespace mpq {
 
@@ -25,7 +28,15 @@ const Path* find_path(int path) {
 
 }  // namespace mpq
 
-static bool are_levels(int bits, const int8_t* levels, int n_levels) {
+MPQ_API int mpq_abi_version() { return 2; }
+
+MPQ_API int mpq_has_path(int path) { return mpq::find_path(path) != nullptr; }
+
+MPQ_API int mpq_n_workers() { return mpq::n_workers(); }
+
+namespace {
+
+bool are_levels(int bits, const int8_t* levels, int n_levels) {
     if ((bits != 1 && bits != 2 && bits != 4 && bits != 8) || n_levels < 1 || n_levels > 1 << bits)
         return false;
     if (bits == 8)
@@ -34,19 +45,12 @@ static bool are_levels(int bits, const int8_t* levels, int n_levels) {
     return true;
 }
 
-MPQ_API int mpq_abi_version() { return 1; }
-
-MPQ_API int mpq_has_path(int path) { return mpq::find_path(path) != nullptr; }
-
-static void fill_tables(Matrix* m, int bits, const int8_t* levels, int n_levels) {
-    int least = levels[0], most = levels[0];
-    for (int i = 1; i < n_levels; ++i) {
-        least = levels[i] < least ? levels[i] : least;
-        most = levels[i] > most ? levels[i] : most;
-    }
+void fill_tables(Matrix* m, const int8_t* levels, int n_levels) {
+    const int bits = m->bits;
+    const int least = *std::min_element(levels, levels + n_levels);
+    const int most = *std::max_element(levels, levels + n_levels);
     m->min_level = least;
     m->max_u = bits == 8 ? 255 : most - least;
-    std::memset(m->u_of_code, 0, sizeof m->u_of_code);
     if (bits == 8) return;
     for (int i = 0; i < n_levels; ++i) m->u_of_code[i] = uint8_t(levels[i] - least);
     for (int t = 0; t < 4 / bits; ++t)
@@ -54,126 +58,203 @@ static void fill_tables(Matrix* m, int bits, const int8_t* levels, int n_levels)
             m->tables[t][i] = m->u_of_code[(i >> (t * bits)) & ((1 << bits) - 1)];
 }
 
-static void fill_packs(Matrix* m, const uint8_t* codes) {
-    const int bits = m->bits, per_pack = 8 / bits, mask = (1 << bits) - 1;
-    const int64_t row_n_bytes = (m->cols * bits + 7) / 8;
+int code_at(const uint8_t* row, int64_t col, int bits) {
+    return (row[col * bits / 8] >> (col * bits % 8)) & ((1 << bits) - 1);
+}
+
+// Columns first_col ... of rows of `row_n_bytes` bytes.
+void fill_packs(Matrix* m, const uint8_t* codes, int64_t row_n_bytes, int64_t first_col) {
+    const int bits = m->bits, per_pack = 8 / bits;
     for (int64_t row = 0; row < m->rows; ++row) {
         const uint8_t* from = codes + row * row_n_bytes;
         uint8_t* block = m->packs + size_t(row / 16) * m->n_packs * 64 + row % 16 * 4;
         for (int64_t col = 0; col < m->cols; ++col) {
-            const int code = (from[col * bits / 8] >> (col * bits % 8)) & mask;
             const int64_t group = col / 4;
-            block[group / per_pack * 64 + col % 4] |= uint8_t(code << (group % per_pack * bits));
+            block[group / per_pack * 64 + col % 4] |=
+                uint8_t(code_at(from, first_col + col, bits) << (group % per_pack * bits));
         }
     }
 }
 
-MPQ_API Matrix* mpq_matrix_new(const uint8_t* codes, int64_t rows, int64_t cols, int bits,
-                               const int8_t* levels, int n_levels, const float* scales,
-                               int64_t n_scales) {
-    if (rows < 1 || rows > INT32_MAX / 16 || cols < 1 || cols > mpq::kMaxCols) return nullptr;
-    if (!are_levels(bits, levels, n_levels) || (n_scales != 1 && n_scales != rows)) return nullptr;
-    Matrix* m = new (std::nothrow) Matrix();
-    if (!m) return nullptr;
-    m->rows = rows;
-    m->cols = cols;
-    m->bits = bits;
-    m->n_blocks = int((rows + 15) / 16);
-    m->n_packs = mpq::padded_cols(cols) / 4 * bits / 8;
+bool fill_group(Matrix* m, const Weights& w, int group, const uint8_t* codes, const int8_t* levels,
+                int n_levels, const float* scales, int64_t scale_rows) {
+    const int64_t first_col = group * w.group_size;
+    m->rows = w.rows;
+    m->cols = std::min(w.group_size, w.cols - first_col);
+    m->bits = w.bits;
+    m->n_blocks = w.n_blocks;
+    m->n_packs = mpq::padded_cols(m->cols) / 4 * m->bits / 8;
     const size_t n_bytes = size_t(m->n_blocks) * m->n_packs * 64;
     m->packs = static_cast<uint8_t*>(mpq::aligned_new(n_bytes));
     m->scales = static_cast<float*>(mpq::aligned_new(size_t(m->n_blocks) * 64));
-    if (!m->packs || !m->scales) {
-        mpq_matrix_free(m);
-        return nullptr;
-    }
+    if (!m->packs || !m->scales) return false;
     std::memset(m->packs, 0, n_bytes);
     for (int64_t i = 0; i < m->n_blocks * 16; ++i)
-        m->scales[i] = i < rows ? scales[n_scales == 1 ? 0 : i] : 0.0f;
-    fill_tables(m, bits, levels, n_levels);
-    fill_packs(m, codes);
-    return m;
+        m->scales[i] = i < m->rows ? scales[(scale_rows == 1 ? 0 : i) * w.n_groups + group] : 0.0f;
+    fill_tables(m, levels, n_levels);
+    fill_packs(m, codes, (w.cols * w.bits + 7) / 8, first_col);
+    return true;
 }
 
-MPQ_API void mpq_matrix_free(Matrix* m) {
-    if (!m) return;
-    mpq::aligned_delete(m->packs);
-    mpq::aligned_delete(m->scales);
-    delete m;
+Weights* new_weights(int64_t rows, int64_t cols, int bits) {
+    if (rows < 1 || rows > INT32_MAX / 16 || cols < 1 || cols > mpq::kMaxCols) return nullptr;
+    Weights* w = new (std::nothrow) Weights();
+    if (!w) return nullptr;
+    w->rows = rows;
+    w->cols = w->group_size = cols;
+    w->bits = bits;
+    w->n_blocks = int((rows + 15) / 16);
+    return w;
 }
 
-MPQ_API int64_t mpq_matrix_n_bytes(const Matrix* m) {
-    return int64_t(m->n_blocks) * (int64_t(m->n_packs) * 64 + 64) + int64_t(sizeof(Matrix));
+template <class T>
+void fill_floats(Weights* w, const T* from) {
+    T* to = static_cast<T*>(w->floats);
+    for (int64_t row = 0; row < w->n_blocks * 16; ++row)
+        for (int64_t col = 0; col < w->cols; ++col)
+            to[(row / 16 * w->cols + col) * 16 + row % 16] =
+                row < w->rows ? from[row * w->cols + col] : T(0);
 }
 
-MPQ_API int mpq_quantize(const float* x, int64_t batch, int64_t cols, int8_t* q, float* scales,
-                         int path) {
-    const Path* p = mpq::find_path(path);
-    if (!p) return -2;
-    for (int64_t b = 0; b < batch; ++b) scales[b] = p->quantize(x + b * cols, cols, q + b * cols);
-    return 0;
+template <class T>
+void floats_of_row(const Weights& w, int64_t row, T* out) {
+    const T* from = static_cast<const T*>(w.floats) + row / 16 * w.cols * 16 + row % 16;
+    for (int64_t col = 0; col < w.cols; ++col) out[col] = from[col * 16];
 }
 
-// Calls done(first row of the batch, rows of it, first row of the matrix, rows of it, y, stride).
-template <class Rows, class Done>
-static int for_chunks(const Matrix& m, const Path& p, int64_t batch, const Rows& rows,
-                      const Done& done) {
-    const size_t most = batch < mpq::kMaxBatch ? batch : mpq::kMaxBatch;
-    const size_t x_size = mpq::Arena::padded(most * mpq::padded_cols(m.cols));
-    const size_t sum_size = mpq::Arena::padded(most * 4);
-    const size_t y_size = most * mpq::kChunkBlocks * 16 * 4;
-    mpq::Arena& arena = mpq::thread_arena();
-    if (!arena.reserve(2 * x_size + sum_size + y_size)) return -3;
-    int8_t* q = static_cast<int8_t*>(arena.take(x_size));
-    int8_t* x = static_cast<int8_t*>(arena.take(x_size));
-    int32_t* sums = static_cast<int32_t*>(arena.take(sum_size));
-    int32_t* y = static_cast<int32_t*>(arena.take(y_size));
-    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
-        const int n = int(batch - first < mpq::kMaxBatch ? batch - first : mpq::kMaxBatch);
-        mpq::interleave(rows(first, n, q), m.cols, m.cols, n, x, sums);
-        for (int block = 0; block < m.n_blocks; block += mpq::kChunkBlocks) {
-            const int left = m.n_blocks - block;
-            const int n_blocks = left < mpq::kChunkBlocks ? left : mpq::kChunkBlocks;
-            p.product(m, x, sums, n, block, n_blocks, y);
-            const int64_t row = int64_t(block) * 16;
-            const int64_t n_rows = m.rows - row < n_blocks * 16 ? m.rows - row : n_blocks * 16;
-            done(first, n, row, int(n_rows), y, n_blocks * 16);
-        }
+float half_to_float(uint16_t half) {
+    const int sign = half >> 15, exponent = half >> 10 & 31, fraction = half & 1023;
+    const float value = exponent ? float(fraction + 1024) : float(fraction);
+    // 2^(exponent - 25), of subnormal ones 2^-24
+    float power;
+    const uint32_t bits = uint32_t((exponent ? exponent : 1) + 102) << 23;
+    std::memcpy(&power, &bits, 4);
+    return sign ? -value * power : value * power;
+}
+
+}  // namespace
+
+MPQ_API Weights* mpq_codes_new(const uint8_t* codes, int64_t rows, int64_t cols, int bits,
+                               const int8_t* levels, int n_levels, const float* scales,
+                               int64_t scale_rows, int64_t group_size) {
+    if (!are_levels(bits, levels, n_levels) || (scale_rows != 1 && scale_rows != rows)) return nullptr;
+    if (group_size < 1 || group_size > cols) return nullptr;
+    Weights* w = new_weights(rows, cols, bits);
+    if (!w) return nullptr;
+    w->group_size = group_size;
+    const int n_groups = int((cols + group_size - 1) / group_size);
+    w->groups = new (std::nothrow) Matrix[n_groups]();
+    bool good = w->groups != nullptr;
+    w->n_groups = good ? n_groups : 0;
+    for (int g = 0; good && g < n_groups; ++g)
+        good = fill_group(w->groups + g, *w, g, codes, levels, n_levels, scales, scale_rows);
+    if (good) return w;
+    mpq_weights_free(w);
+    return nullptr;
+}
+
+MPQ_API Weights* mpq_floats_new(const void* values, int64_t rows, int64_t cols, int bits) {
+    if (bits != 16 && bits != 32) return nullptr;
+    Weights* w = new_weights(rows, cols, bits);
+    if (!w) return nullptr;
+    w->floats = mpq::aligned_new(size_t(w->n_blocks) * 16 * cols * (bits / 8));
+    if (!w->floats) {
+        mpq_weights_free(w);
+        return nullptr;
     }
+    if (bits == 16)
+        fill_floats(w, static_cast<const uint16_t*>(values));
+    else
+        fill_floats(w, static_cast<const float*>(values));
+    return w;
+}
+
+MPQ_API void mpq_weights_free(Weights* w) {
+    if (!w) return;
+    for (int g = 0; g < w->n_groups; ++g) {
+        mpq::aligned_delete(w->groups[g].packs);
+        mpq::aligned_delete(w->groups[g].scales);
+    }
+    delete[] w->groups;
+    mpq::aligned_delete(w->floats);
+    delete w;
+}
+
+MPQ_API int64_t mpq_weights_n_bytes(const Weights* w) {
+    int64_t n_bytes = sizeof(Weights) + w->n_groups * int64_t(sizeof(Matrix));
+    for (int g = 0; g < w->n_groups; ++g)
+        n_bytes += int64_t(w->n_blocks) * (int64_t(w->groups[g].n_packs) * 64 + 64);
+    if (w->floats) n_bytes += int64_t(w->n_blocks) * 16 * w->cols * (w->bits / 8);
+    return n_bytes;
+}
+
+MPQ_API int mpq_weights_stored(const Weights* w, void* stored) {
+    if (w->bits >= 16) {
+        for (int64_t row = 0; row < w->rows; ++row)
+            if (w->bits == 16)
+                floats_of_row(*w, row, static_cast<uint16_t*>(stored) + row * w->cols);
+            else
+                floats_of_row(*w, row, static_cast<float*>(stored) + row * w->cols);
+        return 0;
+    }
+    const int64_t row_n_bytes = (w->cols * w->bits + 7) / 8;
+    uint8_t* codes = new (std::nothrow) uint8_t[w->cols];
+    if (!codes) return -3;
+    std::memset(stored, 0, size_t(w->rows * row_n_bytes));
+    for (int64_t row = 0; row < w->rows; ++row) {
+        uint8_t* to = static_cast<uint8_t*>(stored) + row * row_n_bytes;
+        for (int g = 0; g < w->n_groups; ++g)
+            mpq::codes_of_row(w->groups[g], row, codes + g * w->group_size);
+        for (int64_t col = 0; col < w->cols; ++col)
+            to[col * w->bits / 8] |= uint8_t(codes[col] << (col * w->bits % 8));
+    }
+    delete[] codes;
     return 0;
 }
 
-MPQ_API int mpq_product(const Matrix* m, const int8_t* x, int64_t batch, int32_t* y, int path) {
-    const Path* p = mpq::find_path(path);
-    if (!p) return -2;
-    if (!m || batch < 0) return -1;
-    return for_chunks(
-        *m, *p, batch, [&](int64_t first, int, int8_t*) { return x + first * m->cols; },
-        [&](int64_t first, int n, int64_t row, int n_rows, const int32_t* from, int stride) {
-            for (int b = 0; b < n; ++b)
-                std::memcpy(y + (first + b) * m->rows + row, from + b * stride, size_t(n_rows) * 4);
-        });
+MPQ_API int mpq_weights_rows(const Weights* w, const int64_t* rows, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i)
+        if (rows[i] < 0 || rows[i] >= w->rows) return -4;
+    for (int64_t i = 0; i < n; ++i) mpq::float_row(*w, rows[i], out + i * w->cols);
+    return 0;
 }
 
-MPQ_API int mpq_linear(const Matrix* m, const float* x, int64_t batch, const float* bias, float* y,
-                       int path) {
-    const Path* p = mpq::find_path(path);
-    if (!p) return -2;
-    if (!m || batch < 0) return -1;
-    float scales[mpq::kMaxBatch];
-    return for_chunks(
-        *m, *p, batch,
-        [&](int64_t first, int n, int8_t* q) -> const int8_t* {
-            for (int b = 0; b < n; ++b)
-                scales[b] = p->quantize(x + (first + b) * m->cols, m->cols, q + b * m->cols);
-            return q;
-        },
-        [&](int64_t first, int n, int64_t row, int n_rows, const int32_t* from, int stride) {
-            // The caller's bias is not padded, so a copy is.
-            alignas(64) float padded[mpq::kChunkBlocks * 16] = {};
-            if (bias) std::memcpy(padded, bias + row, size_t(n_rows) * 4);
-            for (int b = 0; b < n; ++b)
-                p->dequantize(from + b * stride, scales[b], m->scales + row, bias ? padded : nullptr,
-                              n_rows, y + (first + b) * m->rows + row);
-        });
+namespace mpq {
+
+template <int BITS>
+static void codes_of(const Matrix& m, const uint8_t* from, uint8_t* codes) {
+    constexpr int kMask = (1 << BITS) - 1;
+    for (int64_t col = 0; col < m.cols; from += 64)
+        for (int shift = 0; shift < 8; shift += BITS, col += 4) {
+            if (col + 4 <= m.cols)
+                for (int j = 0; j < 4; ++j) codes[col + j] = (from[j] >> shift) & kMask;
+            else
+                for (int j = 0; col + j < m.cols; ++j) codes[col + j] = (from[j] >> shift) & kMask;
+        }
 }
+
+void codes_of_row(const Matrix& m, int64_t row, uint8_t* codes) {
+    const uint8_t* from = m.packs + size_t(row / 16) * m.n_packs * 64 + row % 16 * 4;
+    if (m.bits == 1) return codes_of<1>(m, from, codes);
+    if (m.bits == 2) return codes_of<2>(m, from, codes);
+    if (m.bits == 4) return codes_of<4>(m, from, codes);
+    codes_of<8>(m, from, codes);
+}
+
+void float_row(const Weights& w, int64_t row, float* out) {
+    if (w.bits == 32) return floats_of_row(w, row, out);
+    if (w.bits == 16) {
+        const uint16_t* from = static_cast<const uint16_t*>(w.floats) + row / 16 * w.cols * 16 + row % 16;
+        for (int64_t col = 0; col < w.cols; ++col) out[col] = half_to_float(from[col * 16]);
+        return;
+    }
+    uint8_t codes[kMaxCols];
+    for (int g = 0; g < w.n_groups; ++g) {
+        const Matrix& m = w.groups[g];
+        codes_of_row(m, row, codes);
+        for (int64_t col = 0; col < m.cols; ++col)
+            out[g * w.group_size + col] = m.scales[row] * float(level_of(m, codes[col]));
+    }
+}
+
+}  // namespace mpq

@@ -8,6 +8,11 @@ namespace mpq {
 
 int padded_cols(int64_t cols) { return int((cols + kPadCols - 1) / kPadCols * kPadCols); }
 
+int chunk_blocks(int n_blocks, int n_threads) {
+    const int few = n_threads > 1 ? n_blocks / (2 * n_threads) : n_blocks;
+    return few < 1 ? 1 : few < kChunkBlocks ? few : kChunkBlocks;
+}
+
 void* aligned_new(size_t n_bytes) {
     void* p = nullptr;
     return posix_memalign(&p, 64, n_bytes ? n_bytes : 1) ? nullptr : p;

@@ -36,6 +36,6 @@ static void product(const Matrix& m, const int8_t* x, const int32_t* sums, int b
     }
 }
 
-const Path kScalar = {"scalar", product, quantize, dequantize, cell, log_softmax};
+const Path kScalar = {"scalar", product, quantize, dequantize, float_product, add, cell, log_softmax};
 
 }  // namespace mpq

@@ -1,0 +1,189 @@
+// Activations in the forms that matrices ask for, and products with them.
+#include <algorithm>
+#include <cstring>
+
+#include "api.h"
+#include "products.h"
+#include "threads.h"
+
+using mpq::Arena;
+using mpq::Input;
+using mpq::Matrix;
+using mpq::Path;
+using mpq::Weights;
+
+namespace mpq {
+
+size_t Input::form_n_bytes(const Weights& w, int batch) {
+    if (!w.n_groups) return 0;
+    const size_t x = size_t(w.n_groups) * padded_cols(w.group_size) * batch;
+    return Arena::padded(x) + Arena::padded(size_t(w.n_groups) * batch * 4);
+}
+
+size_t Input::n_bytes(int64_t cols, int batch, size_t form_n_bytes, int n_forms) {
+    return Arena::padded(cols * batch) + Arena::padded(batch * 4) + form_n_bytes * n_forms;
+}
+
+void Input::allocate(Arena& arena, int64_t cols, int batch, size_t form_n_bytes, int n_forms) {
+    this->cols = cols;
+    q = static_cast<int8_t*>(arena.take(cols * batch));
+    scales = static_cast<float*>(arena.take(batch * 4));
+    for (int i = 0; i < n_forms; ++i) forms[i].x = static_cast<int8_t*>(arena.take(form_n_bytes));
+}
+
+void Input::quantize(const Path& path) {
+    for (int b = 0; b < batch; ++b) scales[b] = path.quantize(rows + b * cols, cols, q + b * cols);
+}
+
+static const Input::Form* find_form(const Input& in, const Weights& w) {
+    for (int i = 0; i < in.n_forms; ++i)
+        if (in.forms[i].group_size == w.group_size) return in.forms + i;
+    return nullptr;
+}
+
+void Input::arrange(const Weights* const* w, int n) {
+    n_forms = 0;
+    for (int k = 0; k < n; ++k) {
+        if (!w[k]->n_groups || find_form(*this, *w[k])) continue;
+        Form& form = forms[n_forms++];
+        const int64_t n_padded = padded_cols(w[k]->group_size);
+        form.group_size = w[k]->group_size;
+        const size_t x_n_bytes = Arena::padded(size_t(w[k]->n_groups) * n_padded * batch);
+        form.sums = reinterpret_cast<int32_t*>(form.x + x_n_bytes);
+        for (int g = 0; g < w[k]->n_groups; ++g)
+            interleave(q + g * form.group_size, cols, w[k]->groups[g].cols, batch,
+                       form.x + g * n_padded * batch, form.sums + g * batch);
+    }
+}
+
+void multiply(const Path& path, const Weights& w, const Input& x, int block, int n_blocks, void* y,
+              float* partial, const float* sum, const float* bias, int n, float* out, int64_t stride) {
+    const int n_padded = n_blocks * 16;
+    if (!w.n_groups) {
+        float* from = static_cast<float*>(y);
+        path.float_product(w, x.rows, x.batch, block, n_blocks, from);
+        for (int b = 0; b < x.batch; ++b)
+            path.add(from + size_t(b) * n_padded, sum ? sum + size_t(b) * n_padded : nullptr, bias, n,
+                     out + b * stride);
+        return;
+    }
+    const Input::Form& form = *find_form(x, w);
+    const size_t group_n_bytes = size_t(padded_cols(w.group_size)) * x.batch;
+    int32_t* from = static_cast<int32_t*>(y);
+    for (int g = 0; g < w.n_groups; ++g) {
+        const Matrix& m = w.groups[g];
+        const bool last = g == w.n_groups - 1;
+        path.product(m, form.x + g * group_n_bytes, form.sums + g * x.batch, x.batch, block, n_blocks,
+                     from);
+        for (int b = 0; b < x.batch; ++b) {
+            const size_t at = size_t(b) * n_padded;
+            path.dequantize(from + at, x.scales[b], m.scales + block * 16, sum ? sum + at : nullptr,
+                            last ? bias : nullptr, last ? n : n_padded,
+                            last ? out + b * stride : partial + at);
+        }
+        sum = partial;
+    }
+}
+
+}  // namespace mpq
+
+namespace {
+
+// Scratch of a call that computes products of one matrix: the input, and y and partial of each thread.
+struct Scratch {
+    Input in;
+    char* y;
+    size_t thread_n_bytes;
+
+    void* of(int slot) const { return y + slot * thread_n_bytes; }
+
+    bool allocate(const Weights& w, int64_t batch, int chunk, int n_threads) {
+        const int most = int(std::min<int64_t>(batch, mpq::kMaxBatch));
+        const size_t form = Input::form_n_bytes(w, most);
+        thread_n_bytes = 2 * mpq::product_n_bytes(most, chunk);
+        Arena& arena = mpq::thread_arena();
+        if (!arena.reserve(Input::n_bytes(w.cols, most, form, 1) + n_threads * thread_n_bytes))
+            return false;
+        in.allocate(arena, w.cols, most, form, 1);
+        y = static_cast<char*>(arena.take(n_threads * thread_n_bytes));
+        return true;
+    }
+};
+
+int threads_of(const Weights& w, int64_t batch, int n_threads) {
+    mpq::follow(n_threads);
+    return mpq::threads_for(n_threads, double(w.rows) * w.cols * batch);
+}
+
+}  // namespace
+
+MPQ_API int mpq_quantize(const float* x, int64_t batch, int64_t cols, int8_t* q, float* scales,
+                         int path) {
+    const Path* p = mpq::find_path(path);
+    if (!p) return -2;
+    for (int64_t b = 0; b < batch; ++b) scales[b] = p->quantize(x + b * cols, cols, q + b * cols);
+    return 0;
+}
+
+MPQ_API int mpq_product(const Weights* w, const int8_t* x, int64_t batch, int32_t* y, int path,
+                        int n_threads) {
+    const Path* p = mpq::find_path(path);
+    if (!p) return -2;
+    if (!w || !w->n_groups || batch < 0 || n_threads < 1) return -1;
+    n_threads = threads_of(*w, batch, n_threads);
+    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads);
+    Scratch scratch{};
+    if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
+    Input& in = scratch.in;
+    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
+        in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
+        std::memcpy(in.q, x + first * w->cols, size_t(in.batch) * w->cols);
+        in.arrange(&w, 1);
+        mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
+            const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
+            const int64_t row = int64_t(block) * 16;
+            const size_t n = size_t(std::min<int64_t>(w->rows - row, n_blocks * 16));
+            int32_t* from = static_cast<int32_t*>(scratch.of(slot));
+            for (int g = 0; g < w->n_groups; ++g) {
+                const Input::Form& form = in.forms[0];
+                const size_t at = size_t(g) * mpq::padded_cols(w->group_size) * in.batch;
+                p->product(w->groups[g], form.x + at, form.sums + g * in.batch, in.batch, block, n_blocks,
+                           from);
+                for (int b = 0; b < in.batch; ++b)
+                    std::memcpy(y + (g * batch + first + b) * w->rows + row, from + b * n_blocks * 16,
+                                n * 4);
+            }
+        });
+    }
+    return 0;
+}
+
+MPQ_API int mpq_linear(const Weights* w, const float* x, int64_t batch, const float* bias, float* y,
+                       int path, int n_threads) {
+    const Path* p = mpq::find_path(path);
+    if (!p) return -2;
+    if (!w || batch < 0 || n_threads < 1) return -1;
+    n_threads = threads_of(*w, batch, n_threads);
+    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads);
+    Scratch scratch{};
+    if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
+    Input& in = scratch.in;
+    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
+        in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
+        in.rows = x + first * w->cols;
+        if (w->n_groups) in.quantize(*p);
+        in.arrange(&w, 1);
+        mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
+            const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
+            const int64_t row = int64_t(block) * 16;
+            const int n = int(std::min<int64_t>(w->rows - row, n_blocks * 16));
+            // The caller's bias is not padded, so a copy is.
+            alignas(64) float padded[mpq::kChunkBlocks * 16] = {};
+            if (bias) std::memcpy(padded, bias + row, size_t(n) * 4);
+            float* own = static_cast<float*>(scratch.of(slot));
+            multiply(*p, *w, in, block, n_blocks, own, own + in.batch * chunk * 16, nullptr,
+                     bias ? padded : nullptr, n, y + first * w->rows + row, w->rows);
+        });
+    }
+    return 0;
+}
