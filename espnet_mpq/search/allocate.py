@@ -22,43 +22,25 @@ class Point:
     choice: Dict[str, int]
 
 
-def allocate(harm: Table, n_bytes: Table, fixed_n_bytes: int, budget_n_bytes: int) -> Point:
-    """The choice with the least summed harm among all that fit into the budget.
-
-    Args:
-        harm: cluster -> bits -> predicted harm (any finite number, negative ones too).
-        n_bytes: cluster -> bits -> stored bytes, for the same clusters and bits.
-        fixed_n_bytes: bytes that no choice changes (header, float rest).
-        budget_n_bytes: upper limit of the sum.
-
-    Returns:
-        The optimum; among equal harms the smallest file.
-
-    Raises:
-        InputError: malformed tables, or not even the smallest choice fits.
-
-    Source: own; a multiple-choice knapsack, solved by dynamic programming over the
-    non-dominated (bytes, harm) pairs, so exact without any tolerance.
-    """
-    front = pareto_front(harm, n_bytes, fixed_n_bytes, budget_n_bytes)
-    if not front:
-        smallest = fixed_n_bytes + sum(min(row.values()) for row in n_bytes.values())
-        raise InputError(
-            "no choice of bits fits the budget",
-            found=f"a budget of {budget_n_bytes} bytes",
-            expected=f"at least {smallest} bytes (every cluster at its smallest)",
-            todo="raise the budget",
-        )
-    return front[-1]
-
-
 def pareto_front(
     harm: Table, n_bytes: Table, fixed_n_bytes: int = 0, budget_n_bytes: Optional[int] = None
 ) -> List[Point]:
     """All choices that no other one beats in bytes and harm, by rising bytes and falling harm.
 
-    Of choices with equal bytes and harm one is listed. ``budget_n_bytes`` cuts the front there.
-    Raises InputError for malformed tables; arguments as in `allocate`.
+    Args:
+        harm: cluster -> bits -> predicted harm (any finite number, negative ones too).
+        n_bytes: cluster -> bits -> stored bytes, for the same clusters and bits.
+        fixed_n_bytes: bytes that no choice changes (header, float rest).
+        budget_n_bytes: cuts the front there.
+
+    Returns:
+        Of choices with equal bytes and harm one; empty when nothing fits the budget.
+
+    Raises:
+        InputError: malformed tables.
+
+    Source: own; a multiple-choice knapsack, solved by dynamic programming over the
+    non-dominated (bytes, harm) pairs, so exact without any tolerance.
     """
     names, all_bits = _check(harm, n_bytes)
     smallest_rest = [0]
@@ -98,10 +80,11 @@ def pareto_front(
 def by_harm(
     harm: Table, n_bytes: Table, fixed_n_bytes: int, budget_n_bytes: int
 ) -> Iterator[Point]:
-    """All choices that fit, by rising harm: for costs that ``n_bytes`` bounds from below only.
+    """All choices that fit, by rising harm: the first is the optimum, the others are for costs
+    that ``n_bytes`` bounds from below only.
 
     Best-first search; the exact front of the clusters still open tells what can be reached, so
-    no step is wasted. Arguments as in `allocate`; raises InputError for malformed tables.
+    no step is wasted. Arguments as in `pareto_front`; raises InputError for malformed tables.
     """
     names, all_bits = _check(harm, n_bytes)
     room = budget_n_bytes - fixed_n_bytes

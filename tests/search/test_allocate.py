@@ -1,4 +1,4 @@
-"""Allocation and Pareto front against brute force and against an integer program."""
+"""Best choices and Pareto front against brute force and against an integer program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.search.allocate import allocate, by_harm, pareto_front, repair
+from espnet_mpq.search.allocate import by_harm, pareto_front, repair
 
 BITS = (1, 2, 4, 8)
 
@@ -41,18 +41,15 @@ def enumerate_all(harm, n_bytes, fixed):
 
 @settings(max_examples=300, deadline=None)
 @given(tables(), st.integers(0, 5), st.integers(0, 80))
-def test_allocate_is_brute_force(table, fixed, budget):
+def test_budgeted_front_ends_at_the_brute_force_optimum(table, fixed, budget):
     harm, n_bytes = table
     fitting = [(h, s) for s, h in enumerate_all(harm, n_bytes, fixed) if s <= budget]
+    front = pareto_front(harm, n_bytes, fixed, budget)
     if not fitting:
-        with pytest.raises(InputError, match="at least"):
-            allocate(harm, n_bytes, fixed, budget)
+        assert front == []
         return
-    point = allocate(harm, n_bytes, fixed, budget)
     # Equal, not near: the least harm, and the least bytes among those.
-    assert (point.harm, point.n_bytes) == min(fitting)
-    assert point.n_bytes == fixed + sum(n_bytes[n][b] for n, b in point.choice.items())
-    assert point.harm == sum(harm[n][point.choice[n]] for n in harm)
+    assert (front[-1].harm, front[-1].n_bytes) == min(fitting)
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,7 +60,7 @@ def test_by_harm_lists_all_that_fit_best_first(table, fixed, budget):
     n_bytes = {n: {b: size - 5 for b, size in row.items()} for n, row in n_bytes.items()}
     fixed += 5 * len(n_bytes)
     fitting = sorted((h, s) for s, h in enumerate_all(harm, n_bytes, fixed) if s <= budget)
-    points = list(by_harm(harm, n_bytes, fixed, budget))
+    points = list(by_harm(harm, n_bytes, fixed, budget))  # the first is what `mpq plan` wants
     assert sorted((p.harm, p.n_bytes) for p in points) == fitting
     assert len({tuple(p.choice.items()) for p in points}) == len(points)
     for a, b in zip(points, points[1:]):
@@ -99,7 +96,7 @@ def test_large_table_agrees_with_an_integer_program(seed):
     n_bytes = {n: {b: int(n_weights[n]) * b // 8 for b in BITS} for n in names}
     harm = {n: {b: float(rng.exponential() * 4.0**-b) for b in BITS} for n in names}
     budget = sum(row[2] for row in n_bytes.values())
-    best = allocate(harm, n_bytes, 0, budget)
+    best = next(by_harm(harm, n_bytes, 0, budget))
     pick_one = np.kron(np.eye(26), np.ones(4))
     sizes = np.array([[n_bytes[n][b] for n in names for b in BITS]])
     found = milp(
@@ -118,11 +115,10 @@ def test_known_answer():
     # 3 bytes to give: "b" gains 5 for 2 bytes, "a" 4 for 1 byte; both do not fit.
     harm = {"a": {1: 9.0, 2: 5.0}, "b": {1: 10.0, 2: 5.0}}
     n_bytes = {"a": {1: 1, 2: 2}, "b": {1: 1, 2: 3}}
-    assert allocate(harm, n_bytes, 10, 14).choice == {"a": 1, "b": 2}
-    assert allocate(harm, n_bytes, 10, 13).choice == {"a": 2, "b": 1}
-    assert allocate(harm, n_bytes, 10, 99).choice == {"a": 2, "b": 2}
-    with pytest.raises(InputError, match="at least 12 bytes"):
-        allocate(harm, n_bytes, 10, 11)
+    assert next(by_harm(harm, n_bytes, 10, 14)).choice == {"a": 1, "b": 2}
+    assert next(by_harm(harm, n_bytes, 10, 13)).choice == {"a": 2, "b": 1}
+    assert next(by_harm(harm, n_bytes, 10, 99)).choice == {"a": 2, "b": 2}
+    assert list(by_harm(harm, n_bytes, 10, 11)) == []
 
 
 def test_malformed_tables_are_refused():
@@ -140,7 +136,7 @@ def test_repair_finds_a_better_swap_when_harms_do_not_add_up():
     bits = (1, 2)
     harm = {n: {1: 1.0 + k, 2: 0.0} for k, n in enumerate("abc")}
     n_bytes = {n: {b: b for b in bits} for n in "abc"}
-    start = allocate(harm, n_bytes, 0, 4).choice
+    start = next(by_harm(harm, n_bytes, 0, 4)).choice
     assert start == {"a": 1, "b": 1, "c": 2}
     calls = []
 
