@@ -183,12 +183,14 @@ def format_summary(summary: Dict) -> str:
     """The plan as a table, with its totals and predicted and measured harm."""
     rows = summary["rows"]
     width = max(len("cluster"), *(len(row["cluster"]) for row in rows))
-    lines = [f"{'cluster':<{width}} {'bits':>4} {'weights':>11} {'bytes':>11}  KL, nats/token"]
+    harm = "KL" if summary["method"] in (None, "kl") else f"harm ({summary['method']})"
+    heading = f"{'cluster':<{width}} {'bits':>4} {'weights':>11} {'bytes':>11}"
+    lines = [f"{heading}  {harm}, {summary['unit']}"]
     for row in rows:
-        harm = "" if row["harm"] is None else _with_error(row["harm"], row["stderr"])
+        value = "" if row["harm"] is None else _with_error(row["harm"], row["stderr"])
         lines.append(
             f"{row['cluster']:<{width}} {row['bits']:>4} {row['n_weights']:>11,}"
-            f" {row['n_bytes']:>11,}  {harm}".rstrip()
+            f" {row['n_bytes']:>11,}  {value}".rstrip()
         )
     kept = summary["float_n_bytes"]
     lines += [
@@ -198,7 +200,7 @@ def format_summary(summary: Dict) -> str:
     ]
     if summary["predicted"] is not None:
         lines.append(
-            "predicted KL (sum of clusters): "
+            f"predicted {harm} (sum of clusters): "
             + _with_error(summary["predicted"], summary["predicted_stderr"])
         )
     if summary["joint_kl"] is None:

@@ -236,6 +236,8 @@ class Planner:
             "ratio": 4 * size.n_weights / size.n_bytes,
             "header_n_bytes": self.header_n_bytes(choice),
             "float_n_bytes": 4 * sum(math.prod(shape) for _, shape in self.rest),
+            "method": self.table.method if self.table is not None else None,
+            "unit": self.table.unit if self.table is not None else "nats/token",
             "predicted": self.predicted(choice),
             # Upper bound: the entries share their sentences, so their errors are not independent.
             "predicted_stderr": None if None in stderrs else sum(stderrs),

@@ -53,7 +53,7 @@ def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
 
 
 def sensitivity_figure(table: FilePath, output: FilePath) -> bool:
-    """Draw sensitivity.json as a map: clusters down, bits across, colour log10 of the KL.
+    """Draw sensitivity.json as a map: clusters down, bits across, colour log10 of the harm.
 
     Returns and raises as `pareto_figure`.
     """
@@ -80,7 +80,7 @@ def sensitivity_figure(table: FilePath, output: FilePath) -> bool:
     axes.set_yticks(range(len(clusters)))
     axes.set_yticklabels(clusters)
     axes.set_xlabel("bits")
-    figure.colorbar(image, label="log10 KL, nats/token")
+    figure.colorbar(image, label=f"log10 harm ({value['method']}), {value['unit']}")
     return _save(plt, figure, output)
 
 

@@ -61,6 +61,11 @@ class SensitivityTable:
             for bits, entry in row.items():
                 self.add_curvature_entry(cluster, bits, entry.relative_mse)
 
+    @property
+    def unit(self) -> str:
+        """Of the harms."""
+        return "none" if self.provenance.get("trace") == "plain" else "nats/token"
+
     def has(self, cluster: str, bits: int) -> bool:
         return bits in self.entries.get(cluster, {})
 
@@ -85,7 +90,7 @@ class SensitivityTable:
             "format": FORMAT,
             "version": VERSION,
             "method": self.method,
-            "unit": "nats/token" if self.provenance.get("trace") != "plain" else "none",
+            "unit": self.unit,
             "entries": entries,
             "provenance": self.provenance,
         }

@@ -24,6 +24,9 @@ def test_the_ratio_is_said_for_a_positive_sum_only(predicted, said):
         **{"rows": [row], "effective_bits": 1.0, "ratio": 1.0},
         **{"predicted": predicted, "predicted_stderr": None},
         **{"joint_kl": 1.0, "joint_kl_stderr": None},
+        **{"method": "fisher", "unit": "nats/token"},
     }
     text = plan.format_summary(summary)
+    assert "bytes  harm (fisher), nats/token" in text
+    assert "bytes  KL, nats/token" in plan.format_summary({**summary, "method": "kl"})
     assert ("2.00 x the sum" in text) is said and (" x the sum" in text) is said

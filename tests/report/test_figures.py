@@ -25,7 +25,8 @@ def files(tmp_path):
         "embedding": {"1": {"harm": 0.5}, "2": {"harm": 1e-4}},
         "output": {"1": {"harm": -1e-3}},
     }
-    write_json(table, {"format": "espnet_mpq.sensitivity", "entries": entries})
+    head = {"format": "espnet_mpq.sensitivity", "method": "fisher", "unit": "nats/token"}
+    write_json(table, {**head, "entries": entries})
     return pareto, table
 
 
