@@ -80,7 +80,9 @@ def main(args: argparse.Namespace) -> int:
     if meter is not None:
         joint = planner.joint(meter, choice)
         predicted = planner.predicted(choice)
-        if args.repair and point and _add_up_badly(joint[0], predicted):
+        # Harms of another unit (nas, plain traces) say nothing about the joint KL.
+        is_kl = table is not None and table.unit == "nats/token"
+        if args.repair and point and is_kl and _add_up_badly(joint[0], predicted):
             LOG.info(
                 "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
                 *(joint[0], NOT_ADDITIVE, predicted),
@@ -208,7 +210,7 @@ def format_summary(summary: Dict) -> str:
     else:
         joint = _with_error(summary["joint_kl"], summary["joint_kl_stderr"])
         line = f"joint KL (measured): {joint}"
-        if summary["predicted"] and summary["predicted"] > 0:
+        if summary["unit"] == "nats/token" and summary["predicted"] and summary["predicted"] > 0:
             line += f", {summary['joint_kl'] / summary['predicted']:.2f} x the sum"
         lines.append(line)
     return "\n".join(lines)

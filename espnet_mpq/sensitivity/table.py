@@ -14,7 +14,7 @@ from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, check_provenance,
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
-METHODS = ("kl", "kl_printed", "hessian", "fisher")
+METHODS = ("kl", "kl_printed", "hessian", "fisher", "nas")
 CURVATURE = ("hessian", "fisher")  # made from traces
 SIGNED = ("kl_printed",)  # harm may be negative
 # A harm that is no signed one is at least 0; this much below is rounding.
@@ -63,7 +63,9 @@ class SensitivityTable:
 
     @property
     def unit(self) -> str:
-        """Of the harms."""
+        """Of the harms; of the method nas they are -ln p of the bits, which is no loss."""
+        if self.method == "nas":
+            return "nats"
         return "none" if self.provenance.get("trace") == "plain" else "nats/token"
 
     def has(self, cluster: str, bits: int) -> bool:

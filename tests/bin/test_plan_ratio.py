@@ -30,3 +30,4 @@ def test_the_ratio_is_said_for_a_positive_sum_only(predicted, said):
     assert "bytes  harm (fisher), nats/token" in text
     assert "bytes  KL, nats/token" in plan.format_summary({**summary, "method": "kl"})
     assert ("2.00 x the sum" in text) is said and (" x the sum" in text) is said
+    assert " x the sum" not in plan.format_summary({**summary, "unit": "nats"})
