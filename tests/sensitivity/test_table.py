@@ -91,7 +91,7 @@ def test_open_refuses_another_method(tmp_path):
     [
         {"format": "espnet_mpq.plan"},
         {"version": 2},
-        {"method": "nas"},
+        {"method": "magic"},
         {"entries": {"x": {"one": {}}}},
         {"entries": {"x": {"1": {"harm": 1.0}}}},
         {"entries": {"x": {"1": {"harm": None, "stderr": 0, "relative_mse": 0}}}},
