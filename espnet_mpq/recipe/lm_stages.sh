@@ -1,9 +1,10 @@
 # The LM stages of a recipe: fp_lm, sensitivity, plan, admm, pack, perplexity. To be sourced after stages.sh.
 #
-# The recipe sets lm_type, lm_dir (folder of the results of this LM type), methods (uniform, or how the
-# sensitivity is measured: kl, hessian, nas...), lm_config, mpq_config, lm_data and lm_shapes (options of
+# The recipe sets lm_type, lm_dir (folder of the results of this LM type), methods (how the sensitivity is
+# measured: kl, hessian, nas...; uniform: the same bits for all; float: 32 bits for all, the control that
+# trains like the others), lm_config, mpq_config, lm_data and lm_shapes (options of
 # lm_train), train_text, dev_text, tokens, test_texts (SET=FILE...), budget, uniform_bits,
-# sensitivity_tokens, ngpu and threads. Everything of a method is in ${lm_dir}/METHOD: sensitivity.json,
+# sensitivity_tokens, hessian_tokens, ngpu and threads. Everything of a method is in ${lm_dir}/METHOD: sensitivity.json,
 # plan/, lm/ (quantized), packed/.
 # shellcheck shell=bash disable=SC2034,SC2154
 
@@ -25,9 +26,10 @@ stage_fp_lm() {
 
 title_sensitivity="sensitivity (${methods})"
 threads_sensitivity=${threads}
-units_sensitivity=$(for _name in ${methods}; do [ "${_name}" = uniform ] || echo "${_name}"; done)
+units_sensitivity=$(for _name in ${methods}; do case ${_name} in uniform | float) ;; *) echo "${_name}" ;; esac; done)
 [ -n "${units_sensitivity}" ] || units_sensitivity=uniform
-options_sensitivity() { echo "${sensitivity_tokens}"; [ "$1" != nas ] || echo "${budget}"; }
+tokens_of() { case $1 in hessian | fisher) echo "${hessian_tokens}" ;; *) echo "${sensitivity_tokens}" ;; esac; }
+options_sensitivity() { tokens_of "$1"; [ "$1" != nas ] || echo "${budget}"; }
 inputs_sensitivity() { echo "${fp_exp}/${lm_file} ${train_text}"; [ "$1" != nas ] || echo "${dev_text} ${nas_config}"; }
 outputs_sensitivity() {
     case $1 in
@@ -48,23 +50,29 @@ stage_sensitivity() {
         *)
             [ "$1" = kl ] || common+=(--method "$1")
             job "${lm_dir}/$1/sensitivity.log" espnet_mpq.bin.mpq sensitivity "${common[@]}" \
-                --ngpu "${mpq_ngpu}" --max_tokens "${sensitivity_tokens}" --output "$(sensitivity_json "$1")"
+                --ngpu "${mpq_ngpu}" --max_tokens "$(tokens_of "$1")" --output "$(sensitivity_json "$1")"
             ;;
     esac
 }
 
 title_plan="plans (uniform: ${uniform_bits} bit, all others: ${budget} effective bits)"
 units_plan=${methods}
-options_plan() { [ "$1" = uniform ] && echo "${uniform_bits}" || echo "${budget}"; }
+plan_options() { # plan_options METHOD: what mpq plan is asked for
+    case $1 in
+        float) echo "--uniform 32" ;;
+        uniform) echo "--uniform ${uniform_bits}" ;;
+        *) echo "--budget ${budget} --sensitivity $(sensitivity_json "$1")" ;;
+    esac
+}
+options_plan() { plan_options "$1"; }
 inputs_plan() {
     echo "${fp_exp}/${lm_file} ${mpq_config} ${train_text}"
-    [ "$1" = uniform ] || sensitivity_json "$1"
+    case $1 in uniform | float) ;; *) sensitivity_json "$1" ;; esac
 }
 outputs_plan() { echo "${lm_dir}/$1/plan ${lm_dir}/$1/plan.log"; }
 stage_plan() {
-    local how=(--sensitivity "$(sensitivity_json "$1")" --budget "${budget}")
-    [ "$1" != uniform ] || how=(--uniform "${uniform_bits}")
-    job "${lm_dir}/$1/plan.log" espnet_mpq.bin.mpq plan --lm_exp "${fp_exp}" --lm_file "${lm_file}" "${how[@]}" \
+    # shellcheck disable=SC2046
+    job "${lm_dir}/$1/plan.log" espnet_mpq.bin.mpq plan --lm_exp "${fp_exp}" --lm_file "${lm_file}" $(plan_options "$1") \
         --text "${train_text}" --text_format kaldi --max_tokens "${sensitivity_tokens}" \
         --train_config "${mpq_config}" --ngpu "${mpq_ngpu}" --output_dir "${lm_dir}/$1/plan"
 }

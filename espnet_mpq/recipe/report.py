@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Sequence
 import espnet_mpq
 
 NVIDIA = Path("/proc/driver/nvidia")
+SECONDS = {"hour": 3600, "minute": 60, "second": 1}
 
 
 def plan_lines(receipt: dict) -> List[str]:
@@ -29,6 +30,19 @@ def job_seconds(log: Path) -> Optional[str]:
     """Time of a job of host_jobs, as the last line of its log says; None if it did not finish."""
     found = re.findall(r"^# done in ([0-9.]+) s$", log.read_text(errors="replace"), re.M)
     return found[-1] if found else None
+
+
+def training_seconds(log: Path) -> Optional[float]:
+    """Seconds that the host's epochs took, from its log; right for a run that was resumed too."""
+    seconds = {}
+    for line in log.read_text(errors="replace").splitlines():
+        epoch = re.search(r"(\d+)epoch results: ", line)
+        if epoch:
+            # one duration for training, one for validation: "1 hour, 2 minutes and 3.4 seconds"
+            times = re.findall(r"\btime=((?:[\d.]+ (?:hour|minute|second)s?(?:, | and )?)+)", line)
+            parts = re.findall(r"([\d.]+) (hour|minute|second)", " ".join(times))
+            seconds[epoch.group(1)] = sum(float(n) * SECONDS[unit] for n, unit in parts)
+    return sum(seconds.values()) if seconds else None
 
 
 def versions() -> str:

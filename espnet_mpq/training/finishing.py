@@ -29,7 +29,8 @@ class Finishing:
             for part, scale in enumerate(scales):
                 gain = torch.zeros_like(scale, dtype=torch.float32).requires_grad_(True)
                 self.gains.setdefault(self._key(name, part), gain)
-        self.adam = torch.optim.Adam(list(self.gains.values()), lr=lr)
+        # As a group: a plan of 16 and 32 bits alone has no scales, and Adam refuses a bare [].
+        self.adam = torch.optim.Adam([{"params": list(self.gains.values())}], lr=lr)
 
     def _key(self, name: str, part: int) -> str:
         spec = self.table.plan.clusters[name]

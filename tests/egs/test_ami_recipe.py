@@ -55,7 +55,7 @@ def test_plans_fit_the_budget_and_packing_changes_nothing(recipe, finished):
 def test_the_report_has_a_row_for_every_system(recipe, finished):
     report = (recipe.folder / "exp" / "mini_bpe100" / "RESULTS.md").read_text()
     rows = [line.split(" | ")[0].strip("| ") for line in report.splitlines() if "±" in line]
-    assert rows == ["fp", "uniform", *(f"mixed, {method}" for method in METHODS[1:])]
+    assert rows == ["fp", "float", "uniform", *(f"mixed, {method}" for method in METHODS[1:])]
     assert "| cluster | weights | " + " | ".join(METHODS) + " |" in report
     bits = re.search(r"^\| rnn.l0.i \| 8,192 \| (.*) \|$", report, re.M).group(1).split(" | ")
     plans = [recipe.json(f"{LMS}/{m}/plan/plan.json") for m in METHODS]

@@ -50,6 +50,25 @@ def test_first_adam_step_moves_every_scale_against_its_gradient(small_rnn, tying
             assert torch.equal(moved.scales[name][part], rounded)
 
 
+def test_a_plan_without_codes_trains_as_the_optimizer_alone(small_rnn, cross_entropy):
+    """16 or 32 bits for all: no scales; 32 bits: the same weights as without ADMM."""
+    lm, plain = small_rnn(), small_rnn()
+    plan = uniform_plan(find_clusters(lm), 32)
+    optimizer = torch.optim.SGD(lm.parameters(), lr=0.1)
+    controller = AdmmController(lm, plan, optimizer, AdmmOptions(finish_epochs=1))
+    alone = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for n_epochs_left in (2, 1):
+        controller.start_epoch(n_epochs_left)
+        for model, optim in ((lm, optimizer), (plain, alone)):
+            for _ in range(3):
+                optim.zero_grad()
+                cross_entropy(model).backward()
+                optim.step()
+        controller.end_epoch()
+    for (name, ours), theirs in zip(lm.named_parameters(), plain.parameters()):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def test_zero_scale_stays_zero(small_rnn):
     lm = small_rnn()
     with torch.no_grad():

@@ -25,6 +25,7 @@ mpq_config=        # default conf/train_lm_mpq.yaml (mini: conf/mini/train_lm_mp
 budget=            # effective bits of the mixed precision LMs, every stored byte counted
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
+hessian_tokens=2000 # likewise, for the traces of hessian and fisher
 
 help_message=$(cat <<EOF
 Usage: $0 [--stage 1] [--stop_stage 10] [options]
@@ -48,7 +49,7 @@ for method in ${sensitivity}; do check_choice --sensitivity "${method}" kl hessi
 
 if ${mini}; then
     profile=mini; conf=conf/mini; data=data/mini; n_sentences=400
-    nbpe=100 sensitivity_tokens=1000
+    nbpe=100 sensitivity_tokens=1000 hessian_tokens=500
     : "${budget:=4.0}"  # of a tiny LM the file's header is a large part
 else
     profile=full; conf=conf; data=data; n_sentences=0
@@ -58,7 +59,8 @@ token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${
 exp=exp/${profile}${tag}_${token_tag}
 lm_suffix=; [ "${lm_type}" = rnn ] || lm_suffix=_${lm_type}
 : "${lm_config:=${conf}/train_lm${lm_suffix}.yaml}" "${mpq_config:=${conf}/train_lm_mpq.yaml}"
-methods="uniform $(for method in ${sensitivity}; do [ "${method}" = uniform ] || echo "${method}"; done | xargs)"
+# float: the fp LM trained on as long as the others, without low bits
+methods="float uniform $(for method in ${sensitivity}; do [ "${method}" = uniform ] || echo "${method}"; done | xargs)"
 token_dir=${data}/token_list/${token_tag}
 lm_stats=${exp}/lm_stats
 lm_dir=${exp}/${lm_type}
@@ -119,7 +121,7 @@ inputs_report() {
 }
 outputs_report() { echo "${results}"; }
 stage_report() {
-    ${python} utils/results.py --exp "${exp}" --stages "${stages}" --profile "${profile}" --output "${results}"
+    ${python} utils/results.py --exp "${exp}" --profile "${profile}" --output "${results}"
     [ "${profile}${tag} ${token_tag}" != "full bpe1000" ] || cp "${results}" RESULTS.md
 }
 

@@ -27,6 +27,7 @@ inference_asr=valid.cer_ctc.ave.pth # ASR checkpoint for decoding
 budget=            # effective bits of the mixed precision LM, every stored byte counted; default 2.0 (mini: 4.0)
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
+hessian_tokens=2000 # likewise, for the traces of hessian and fisher
 lm_weights=        # LM scales tried on the dev set with the fp LM
 
 help_message=$(cat <<EOF

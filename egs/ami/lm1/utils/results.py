@@ -10,7 +10,7 @@ from espnet_mpq.recipe import report
 
 LM_FILE, PACKED_FILE = "valid.loss.best.pth", "packed.safetensors"
 LM_TYPES = {"rnn": "LSTM LM", "transformer": "Transformer LM"}
-METHODS = ("uniform", "kl", "kl_printed", "hessian", "fisher", "nas")
+METHODS = ("float", "uniform", "kl", "kl_printed", "hessian", "fisher", "nas")
 HEADINGS = (
     "system",
     "effective bits",
@@ -19,6 +19,7 @@ HEADINGS = (
     "dev, packed",
     "eval, quantized",
     "eval, packed",
+    "sensitivity, s",
     "training, s",
 )
 PAPER = """## The same at the published sizes
@@ -42,13 +43,21 @@ def word_perplexity(folder: Path, name: str) -> str:
     return f"{value['word_ppl']:.2f} ± {value['word_ppl_stderr']:.2f}"
 
 
+def seconds_of(method: Path) -> tuple[str, str]:
+    """Of the sensitivity or search, and of the training; "-" where there was none."""
+    logs = [method / "sensitivity.log", method / "search" / "nas.log"]
+    found = [report.job_seconds(log) for log in logs if log.is_file()]
+    training = report.training_seconds(method / "lm" / "train.log")
+    return (found + ["-"])[0] or "-", f"{training:.0f}" if training else "-"
+
+
 def rows_of(lms: Path) -> list[tuple[str, ...]]:
     """One row of HEADINGS per system that has been measured."""
     fp, sets = lms / "fp", ("dev", "eval")
     measured = [word_perplexity(fp, name) for name in sets]
     n_bytes = (fp / LM_FILE).stat().st_size
-    seconds = report.job_seconds(fp / "train.log") or "-"
-    rows = [("fp", "32.00", f"{n_bytes:,}", measured[0], "-", measured[1], "-", seconds)]
+    training = f"{report.training_seconds(fp / 'train.log'):.0f}"
+    rows = [("fp", "32.00", f"{n_bytes:,}", measured[0], "-", measured[1], "-", "-", training)]
     for method in METHODS:
         folder = lms / method
         if not (folder / "packed" / "perplexity_eval.json").is_file():
@@ -56,16 +65,15 @@ def rows_of(lms: Path) -> list[tuple[str, ...]]:
         totals = read_json(folder / "packed" / "receipt.json")["totals"]
         assert totals["n_bytes"] == (folder / "packed" / PACKED_FILE).stat().st_size
         measured = [word_perplexity(folder / lm, s) for s in sets for lm in ("lm", "packed")]
-        title = method if method == "uniform" else f"mixed, {method}"
-        seconds = report.job_seconds(folder / "lm" / "train.log") or "-"
+        title = method if method in ("float", "uniform") else f"mixed, {method}"
         bits = f"{totals['effective_bits']:.3f}"
-        rows.append((title, bits, f"{totals['n_bytes']:,}", *measured, seconds))
+        rows.append((title, bits, f"{totals['n_bytes']:,}", *measured, *seconds_of(folder)))
     return rows
 
 
 def bits_of(lms: Path) -> list[tuple[str, ...]]:
     """One row per cluster: its weights and its bits by every method."""
-    receipts = {m: lms / m / "packed" / "receipt.json" for m in METHODS}
+    receipts = {m: lms / m / "packed" / "receipt.json" for m in METHODS if m != "float"}
     found = {m: read_json(path)["clusters"] for m, path in receipts.items() if path.is_file()}
     rows = [("cluster", "weights", *found)]
     for i, cluster in enumerate(next(iter(found.values()))):
@@ -83,10 +91,9 @@ def markdown(rows: list[tuple[str, ...]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Example: utils/results.py --exp exp/full_bpe1000 --stages 'data fp_lm' --output R",
+        epilog="Example: utils/results.py --exp exp/full_bpe1000 --output RESULTS.md",
     )
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder of the recipe")
-    parser.add_argument("--stages", required=True, help="names of the stages, in order")
     parser.add_argument("--profile", default="full", help="full or mini, for the title")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -94,20 +101,19 @@ def main() -> None:
         f"# AMI transcripts ({args.profile}): fp, quantized and packed LMs",
         "",
         "Perplexity per word with its standard error, sentence ends counted. quantized: float",
-        "weights on the grid; packed: codes and scales, run as the host runs them. Training:",
-        "seconds of the last run, jobs side by side; the low-bit LMs start from the fp LM, which",
-        "trains no further.",
+        "weights on the grid; packed: codes and scales, run as the host runs them. The low-bit",
+        "LMs start from the fp LM; float is the fp LM after the same further training, without low",
+        "bits. Times: seconds of wall clock, jobs side by side: of the sensitivity (the search of",
+        "nas) and of all epochs of a training.",
     ]
     for lm_type, title in LM_TYPES.items():
         lms = args.exp / lm_type
         if not (lms / "uniform" / "packed" / "perplexity_eval.json").is_file():
             continue
-        marks = [args.exp / ".stages", lms / ".stages"]
-        seconds = report.stage_seconds(marks, args.stages.split())
         table = markdown([HEADINGS, *rows_of(lms)])
         print("\n".join([title, *table]))
         lines += ["", f"## {title}", "", *table, "", "Bits of every cluster:", ""]
-        lines += [*markdown(bits_of(lms)), "", report.stage_times(seconds)]
+        lines += [*markdown(bits_of(lms))]
     command = "`./run.sh --lm_type rnn` and `--lm_type transformer`, seed 0 everywhere."
     lines += ["", "## Made with", "", f"{command} {report.versions()}.", report.machine()]
     lines += ["", PAPER.rstrip("\n")]
