@@ -37,10 +37,10 @@ def test_stage_seconds_of_several_folders(tmp_path):
     assert report.stage_times(found).endswith("1: 2, 3: 30; together 32.")
 
 
-def test_job_seconds_are_those_of_the_last_end(tmp_path):
+def test_job_seconds_are_those_of_all_its_parts(tmp_path):
     log = tmp_path / "log"
-    log.write_text("# done in 3.5 s\nagain\n# done in 12.0 s\n")
-    assert report.job_seconds(log) == "12.0"
+    log.write_text("# done in 3.5 s\nagain: # done in 7.0 s\n# done in 12.0 s\n")
+    assert report.job_seconds(log) == 15.5
     log.write_text("killed\n")
     assert report.job_seconds(log) is None
 

@@ -46,9 +46,9 @@ def word_perplexity(folder: Path, name: str) -> str:
 def seconds_of(method: Path) -> tuple[str, str]:
     """Of the sensitivity or search, and of the training; "-" where there was none."""
     logs = [method / "sensitivity.log", method / "search" / "nas.log"]
-    found = [report.job_seconds(log) for log in logs if log.is_file()]
+    sensitivity = next((report.job_seconds(log) for log in logs if log.is_file()), None)
     training = report.training_seconds(method / "lm" / "train.log")
-    return (found + ["-"])[0] or "-", f"{training:.0f}" if training else "-"
+    return tuple(f"{value:.0f}" if value else "-" for value in (sensitivity, training))
 
 
 def rows_of(lms: Path) -> list[tuple[str, ...]]:

@@ -50,7 +50,7 @@ def decoding_seconds(decode: Path, rows: list) -> str:
     times = []
     for name, title, _ in rows:
         seconds = report.job_seconds(decode / f"test_{name.replace('/', '_')}" / "decode.log")
-        times += [f"{title}: {seconds}"] if seconds else []
+        times += [f"{title}: {seconds:.1f}"] if seconds else []
     return "; ".join(times)
 
 
