@@ -7,7 +7,11 @@ import random
 
 import torch
 
-from espnet_mpq.packed.architecture import Architecture, RnnArchitecture
+from espnet_mpq.packed.architecture import (
+    Architecture,
+    RnnArchitecture,
+    TransformerArchitecture,
+)
 from espnet_mpq.packed.pack import pack_lm
 from espnet_mpq.plan import ClusterSpec, Plan
 
@@ -28,6 +32,10 @@ def tokens(n_tokens: int) -> list:
 
 def architecture(rnn_type="lstm", vocab_size=11, unit=7, nhid=None, nlayers=2, tie_weights=False):
     return RnnArchitecture(rnn_type, vocab_size, unit, nhid or unit, nlayers, tie_weights)
+
+
+def transformer(vocab_size=11, pos_enc=None, embed_unit=5, att_unit=9, head=3, unit=7, layer=2):
+    return TransformerArchitecture(pos_enc, vocab_size, embed_unit, att_unit, head, unit, layer)
 
 
 def random_weights(arch: Architecture, seed: int = 0) -> dict:
@@ -73,3 +81,65 @@ class FloatRnn(torch.nn.Module):
     def forward(self, ids, state=None):
         hidden, state = self.rnn(self.encoder(ids), state)
         return self.decoder(hidden), state
+
+
+class FloatTransformer(torch.nn.Module):
+    """As FloatRnn for Transformer LMs; sees token 0, which the host and the runtime hide."""
+
+    def __init__(self, arch: TransformerArchitecture, weights: dict):
+        super().__init__()
+        width = arch.att_unit
+        self.width, self.has_positions = width, arch.pos_enc is not None
+        self.embed = torch.nn.Embedding(arch.vocab_size, arch.embed_unit)
+        self.input = torch.nn.Sequential(
+            torch.nn.Linear(arch.embed_unit, width), torch.nn.LayerNorm(width), torch.nn.ReLU()
+        )
+        make = torch.nn.TransformerEncoderLayer
+        options = dict(dropout=0.0, layer_norm_eps=1e-12, batch_first=True, norm_first=True)
+        blocks = [make(width, arch.head, arch.unit, **options) for _ in range(arch.layer)]
+        self.blocks = torch.nn.ModuleList(blocks)
+        self.norm = torch.nn.LayerNorm(width, eps=1e-12)
+        self.decoder = torch.nn.Linear(width, arch.vocab_size)
+        self.names = self._host_names(arch)
+        state = {ours: torch.cat([weights[n] for n in names]) for ours, names in self.names.items()}
+        self.load_state_dict(state, strict=True)
+        self.eval()
+
+    @staticmethod
+    def _host_names(arch: TransformerArchitecture) -> dict:
+        """Our parameters -> the host's, whose rows they stack."""
+        modules = {"input.0": ["encoder.embed.0"], "input.1": ["encoder.embed.1"]}
+        modules.update(norm=["encoder.after_norm"], decoder=["decoder"])
+        names = {"embed.weight": ["embed.weight"]}
+        for block in range(arch.layer):
+            ours, theirs = f"blocks.{block}.", f"encoder.encoders.{block}."
+            pairs = {"linear1": "feed_forward.w_1", "linear2": "feed_forward.w_2"}
+            pairs.update({"self_attn.out_proj": "self_attn.linear_out"})
+            pairs.update(norm1="norm1", norm2="norm2")
+            modules.update({ours + a: [theirs + b] for a, b in pairs.items()})
+            for kind in ("weight", "bias"):
+                qkv = [f"{theirs}self_attn.linear_{x}.{kind}" for x in "qkv"]
+                names[f"{ours}self_attn.in_proj_{kind}"] = qkv
+        for ours, theirs in modules.items():
+            names.update({f"{ours}.{k}": [f"{n}.{k}" for n in theirs] for k in ("weight", "bias")})
+        return names
+
+    def weights(self) -> dict:
+        """The parameters under the host's names."""
+        found = {}
+        for ours, value in self.state_dict().items():
+            pieces = value.clone().chunk(len(self.names[ours]))
+            found.update(zip(self.names[ours], pieces))
+        return found
+
+    def forward(self, ids):
+        x = self.input(self.embed(ids))
+        length, width = ids.shape[1], self.width
+        if self.has_positions:
+            angle = torch.arange(length)[:, None] / 10000 ** (torch.arange(0, width, 2) / width)
+            table = torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(length, width)
+            x = x * width**0.5 + table.to(x.dtype)
+        mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
+        for block in self.blocks:
+            x = block(x, src_mask=mask)
+        return self.decoder(self.norm(x)), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.linear import KernelMatrix
 from espnet_mpq.kernels.lstm import KernelLstm
-from espnet_mpq.packed.architecture import Architecture, TransformerArchitecture
+from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
@@ -18,20 +18,12 @@ from espnet_mpq.quant.grid import make_grid
 MOST_COLS = 65536
 
 
-def takes(spec: ClusterSpec) -> bool:
-    """Whether the kernels can multiply with the matrices of a cluster."""
-    return spec.bits in (1, 2, 4, 8) and spec.tying != "group"
-
-
 def why_not(architecture: Architecture, plan: Plan) -> str:
     """Why the kernels cannot run an LM, so that the reference does; empty when they can."""
-    if isinstance(architecture, TransformerArchitecture):
-        # Each layer on its own: those that the kernels cannot take have float weights.
-        specs = plan.clusters.values()
-        return "" if any(map(takes, specs)) else "no cluster that the kernels take"
-    if architecture.rnn_type != "lstm":
+    if getattr(architecture, "rnn_type", "lstm") != "lstm":
         return f"no kernels for {architecture.rnn_type}"
-    if max(architecture.unit, architecture.nhid) > MOST_COLS:
+    clusters = architecture.clusters()
+    if max(part.cols for cluster in clusters for part in cluster.parts) > MOST_COLS:
         return f"more than {MOST_COLS} columns"
     return ""
 
@@ -53,22 +45,28 @@ def stored_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
 
 
 def make_matrix(
-    tensor: Callable[[str], torch.Tensor], cluster: Cluster, part: Part, spec: ClusterSpec
+    tensor: Callable[[str], torch.Tensor],
+    cluster: Cluster,
+    parts: Sequence[Part],
+    spec: ClusterSpec,
 ) -> KernelMatrix:
-    """The kernel form of one part of a cluster, of any bits and tying.
+    """The kernel form of parts of one cluster, of any bits and tying.
 
     Args:
         tensor: gives a tensor of the packed file by its name there (CPU).
+        parts: of one width; their rows are stacked.
 
     Raises:
         InputError: no library, or more than MOST_COLS columns.
     """
-    stored = tensor(stored_name(cluster, part, spec))
+    stored = torch.cat([tensor(stored_name(cluster, part, spec)) for part in parts])
     if spec.bits >= 16:
         return KernelMatrix(stored)
     levels = make_grid(spec.grid, spec.bits).levels_tensor()
-    scales = tensor(scales_name(cluster, part, spec))
-    return KernelMatrix(stored, scales, levels, spec.bits, part.cols, spec.group_size)
+    # One scale for a whole cluster or model is one tensor, whatever the part.
+    names = dict.fromkeys(scales_name(cluster, part, spec) for part in parts)
+    scales = torch.cat([tensor(name) for name in names])
+    return KernelMatrix(stored, scales, levels, spec.bits, parts[0].cols, spec.group_size)
 
 
 def make_lstm(
@@ -84,7 +82,7 @@ def make_lstm(
     """
     found = {
         cluster.name: [
-            make_matrix(tensor, cluster, part, plan.clusters[cluster.name])
+            make_matrix(tensor, cluster, [part], plan.clusters[cluster.name])
             for part in cluster.parts
         ]
         for cluster in architecture.clusters()
