@@ -152,3 +152,13 @@ def test_recipe_then_mpq(recipe):
     assert "| packed |" in results and "rnn.l0.i" in results
 
     assert "skipped" in run(recipe, command)  # nothing is repeated
+
+    # Other sensitivities beside it, without training: the fp LM is packed with their plans.
+    for sensitivity in ("uniform", "hessian"):
+        more = ["--sensitivity", sensitivity, "--no_train", "true", "--lm_type", "rnn"]
+        run(recipe, [*command, *more, "--tag", sensitivity, "--stop_stage", "6"])
+        exp = recipe / "exp" / f"mpq_{sensitivity}"
+        totals = json.loads((exp / "packed" / "receipt.json").read_text())["totals"]
+        assert totals["effective_bits"] <= 4.0
+        assert float((exp / "ppl_packed" / "ppl").read_text()) > 1.0
+        assert not (exp / "lm").exists()
