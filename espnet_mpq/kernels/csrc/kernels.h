@@ -14,8 +14,8 @@ constexpr int kMaxCols = 65536;    // 128 * 128 * cols stays inside int32
 constexpr int kMaxBatch = 120;     // larger batches are cut, so that scratch memory stays small
 constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues
 
-// Codes of a packed matrix, or of one group of its columns, in the kernels' layout. A block is 16 rows. A group is 4 columns: 64 codes, row after
-// row. A pack is one 64-byte vector that holds 8 / bits groups: group g of a pack has its codes at bits
+// Codes of a packed matrix, or of one group of its columns, in the kernels' layout. A block is 16
+// rows. A group is 4 columns: 64 codes, row after row. A pack is one 64-byte vector that holds 8 / bits groups: group g of a pack has its codes at bits
 // g * bits of every byte. Blocks follow each other, packs of a block too.
 // The operand of the products is u = level - min_level, 0 .. 255.
 struct Matrix {
@@ -25,6 +25,7 @@ struct Matrix {
     int n_packs;         // per block
     int min_level;
     int max_u;
+    int step;            // between two levels: u = step * code; 0 where it is not always the same
     uint8_t u_of_code[16];      // bits < 8; at 8 bits u is the code
     uint8_t tables[4][16];      // nibble -> u of its first, second, ... code
     uint8_t* packs;             // 64-byte aligned, n_blocks * n_packs * 64

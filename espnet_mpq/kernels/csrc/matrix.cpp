@@ -51,6 +51,9 @@ void fill_tables(Matrix* m, const int8_t* levels, int n_levels) {
     const int most = *std::max_element(levels, levels + n_levels);
     m->min_level = least;
     m->max_u = bits == 8 ? 255 : most - least;
+    m->step = n_levels > 1 ? levels[1] - levels[0] : 0;
+    for (int i = 2; i < n_levels; ++i)
+        if (levels[i] - levels[i - 1] != m->step) m->step = 0;
     if (bits == 8) return;
     for (int i = 0; i < n_levels; ++i) m->u_of_code[i] = uint8_t(levels[i] - least);
     for (int t = 0; t < 4 / bits; ++t)

@@ -1,6 +1,10 @@
 // Aligned memory, the scratch memory of a thread, and the layout of activations.
 #include "kernels.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -14,8 +18,15 @@ int chunk_blocks(int n_blocks, int n_threads) {
 }
 
 void* aligned_new(size_t n_bytes) {
+    constexpr size_t kHugePage = size_t(2) << 20;
+    const bool is_huge = n_bytes >= kHugePage;
     void* p = nullptr;
-    return posix_memalign(&p, 64, n_bytes ? n_bytes : 1) ? nullptr : p;
+    if (posix_memalign(&p, is_huge ? kHugePage : 64, n_bytes ? n_bytes : 1)) return nullptr;
+#ifdef MADV_HUGEPAGE
+    // Reading in a row from main memory, twice as fast as over pages of 4 KiB. A failure is no matter.
+    if (is_huge) madvise(p, n_bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+    return p;
 }
 
 void aligned_delete(void* p) { std::free(p); }

@@ -12,9 +12,11 @@ namespace {
 struct Isa {
     using Vec = __m256i;
     static constexpr int kRows = 8;
+    static constexpr int kAhead = 0;
     static constexpr int kMaxColumns = 4;
 
     static constexpr int max_units(int nb) { return nb <= 2 ? 4 : 2; }
+    static constexpr int even_units(int, int) { return 0; }
     static Vec load(const uint8_t* p) {
         return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
     }
@@ -32,6 +34,7 @@ struct Isa {
         constexpr int kHalf = 4 / BITS;
         return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
     }
+    static Vec add(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
     // vpmaddubsw adds two products in int16 with saturation: exact for u <= 128, because
     // 2 * 128 * 127 and -2 * 128 * 128 fit. A wide u is split into its upper bit and the rest.
     template <bool WIDE>

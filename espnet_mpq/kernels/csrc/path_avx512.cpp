@@ -12,11 +12,15 @@ namespace {
 struct Isa {
     using Vec = __m512i;
     static constexpr int kRows = 16;
-    // 12 columns of 2 units need more than the 32 registers: a third slower at batch 60.
+    static constexpr int kAhead = 8192;    // bytes
     static constexpr int kMaxColumns = 8;
 
     // 8 to 24 accumulators of 32 registers; many rows at small batch, for one is latency-bound.
     static constexpr int max_units(int nb) { return nb <= 2 ? 8 : nb <= 6 ? 4 : 2; }
+    // Units of the tiles with sums of each group: 16 accumulators.
+    static constexpr int even_units(int bits, int nb) {
+        return bits == 8 || nb > 2 ? 0 : 2 * bits / nb;
+    }
     static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
     static Vec splat(int32_t x) { return _mm512_set1_epi32(x); }
     static Vec broadcast(const int8_t* p) {
@@ -32,10 +36,19 @@ struct Isa {
         constexpr int kHalf = 4 / BITS;
         return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
     }
+    static Vec masked(Vec v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8(char(mask))); }
+    static Vec add(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
+    static Vec times(Vec v, int by) { return _mm512_mullo_epi32(v, _mm512_set1_epi32(by)); }
+    template <int BY>
+    static Vec shifted(Vec v) {
+        return _mm512_srai_epi32(v, BY);
+    }
     // The non-saturating form: four products are added to an int32.
     template <bool WIDE>
     static Vec dot(Vec acc, Vec u, Vec x) {
-        return _mm512_dpbusd_epi32(acc, u, x);
+        // Not the intrinsic: for it gcc 12 keeps two copies of every accumulator, half of them in memory.
+        asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(x));
+        return acc;
     }
     static void store(int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }
 

@@ -17,54 +17,90 @@ inline __attribute__((always_inline)) void each(const F& f, std::integer_sequenc
 #define MPQ_EACH(n, i, ...) \
     each([&](auto i) __attribute__((always_inline)) { __VA_ARGS__; }, std::make_integer_sequence<int, n>())
 
-template <class Isa, int BITS, bool WIDE, int UNITS, int NB>
+// Codes are looked up, or, where levels are equidistant and registers are many (EVEN), masked where they
+// stand: each group then has sums of its own, of code << (group * BITS), and no shift, no table.
+template <class Isa, int BITS, bool WIDE, bool EVEN, int UNITS, int NB>
 void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t* sums, int batch,
           int32_t* y, int stride) {
     using Vec = typename Isa::Vec;
     constexpr int kPerBlock = mpq::kBlockRows / Isa::kRows, kGroups = 8 / BITS;
+    constexpr int kSums = EVEN ? kGroups : 1;
     const size_t block_n_bytes = size_t(m.n_packs) * 64;
     const typename Isa::Tables tables(m);
-    Vec acc[UNITS][NB];
-    MPQ_EACH(NB, b, const Vec start = Isa::splat(m.min_level * sums[b]);
-             MPQ_EACH(UNITS, i, acc[i][b] = start));
+    // A small batch waits for memory: a later tile's codes go into the second-level cache.
+    const size_t tile_n_bytes = (UNITS + kPerBlock - 1) / kPerBlock * block_n_bytes;
+    const size_t ahead = (Isa::kAhead / tile_n_bytes + 1) * tile_n_bytes;
+    Vec acc[UNITS][NB][kSums];
     const uint8_t* w[UNITS];
-    MPQ_EACH(UNITS, i, w[i] = first + (i / kPerBlock) * block_n_bytes + (i % kPerBlock) * Isa::kRows * 4);
+    MPQ_EACH(UNITS, i, {
+        MPQ_EACH(NB, b, MPQ_EACH(kSums, s, acc[i][b][s] = Isa::splat(0)));
+        w[i] = first + (i / kPerBlock) * block_n_bytes + (i % kPerBlock) * Isa::kRows * 4;
+    });
     for (int p = 0; p < m.n_packs; ++p) {
         Vec codes[UNITS];
-        MPQ_EACH(UNITS, i, codes[i] = Isa::load(w[i]); w[i] += 64);
+        MPQ_EACH(UNITS, i, {
+            codes[i] = Isa::load(w[i]);
+            if (EVEN) __builtin_prefetch(w[i] + ahead, 0, 2);
+            w[i] += 64;
+        });
         MPQ_EACH(kGroups, g, {
             Vec in[NB];
             MPQ_EACH(NB, b, in[b] = Isa::broadcast(x + 4 * b));
             x += 4 * batch;
             MPQ_EACH(UNITS, i, {
-                const Vec u = Isa::template decode<BITS, g>(codes[i], tables);
-                MPQ_EACH(NB, b, acc[i][b] = Isa::template dot<WIDE>(acc[i][b], u, in[b]));
+                Vec u;
+                if constexpr (EVEN)
+                    u = Isa::masked(codes[i], ((1 << BITS) - 1) << (g * BITS));
+                else
+                    u = Isa::template decode<BITS, g>(codes[i], tables);
+                MPQ_EACH(NB, b, {
+                    Vec& sum = acc[i][b][EVEN ? g : 0];
+                    sum = Isa::template dot<WIDE>(sum, u, in[b]);
+                });
             });
         });
     }
-    MPQ_EACH(UNITS, i, MPQ_EACH(NB, b, Isa::store(y + b * stride + i * Isa::kRows, acc[i][b])));
+    MPQ_EACH(NB, b, {
+        const Vec start = Isa::splat(m.min_level * sums[b]);
+        MPQ_EACH(UNITS, i, {
+            Vec sum = acc[i][b][0];
+            if constexpr (EVEN) {
+                MPQ_EACH(kGroups - 1, g, {
+                    sum = Isa::add(sum, Isa::template shifted<(g + 1) * BITS>(acc[i][b][g + 1]));
+                });
+                sum = Isa::times(sum, m.step);
+            }
+            Isa::store(y + b * stride + i * Isa::kRows, Isa::add(sum, start));
+        });
+    });
 }
 
 // As many units a pass as the registers hold beside NB columns of the batch, then half, ...
-template <class Isa, int BITS, bool WIDE, int UNITS, int NB>
+template <class Isa, int BITS, bool WIDE, bool EVEN, int UNITS, int NB>
 void rows_of(const Matrix& m, int first, int n_units, const int8_t* x, const int32_t* sums, int batch,
              int32_t* y, int stride) {
     constexpr int kPerBlock = mpq::kBlockRows / Isa::kRows;
     for (; n_units >= UNITS; n_units -= UNITS, first += UNITS, y += UNITS * Isa::kRows) {
         const uint8_t* w = m.packs + size_t(first / kPerBlock) * m.n_packs * 64;
-        tile<Isa, BITS, WIDE, UNITS, NB>(m, w, x, sums, batch, y, stride);
+        tile<Isa, BITS, WIDE, EVEN, UNITS, NB>(m, w, x, sums, batch, y, stride);
     }
     // A block has kPerBlock units, so an odd unit is never left over.
     if constexpr (UNITS > kPerBlock)
-        rows_of<Isa, BITS, WIDE, UNITS / 2, NB>(m, first, n_units, x, sums, batch, y, stride);
+        rows_of<Isa, BITS, WIDE, EVEN, UNITS / 2, NB>(m, first, n_units, x, sums, batch, y, stride);
 }
 
 template <class Isa, int BITS, bool WIDE, int NB>
 void columns_of(int n, const Matrix& m, int first, int n_units, const int8_t* x, const int32_t* sums,
                 int batch, int32_t* y, int stride) {
-    if (n == NB)
-        return rows_of<Isa, BITS, WIDE, Isa::max_units(NB), NB>(m, first, n_units, x, sums, batch, y,
-                                                                stride);
+    if (n == NB) {
+        constexpr int kEvenUnits = Isa::even_units(BITS, NB);
+        if constexpr (kEvenUnits > 0)
+            if (m.step)
+                return rows_of<Isa, BITS, WIDE, true, kEvenUnits, NB>(m, first, n_units, x, sums, batch,
+                                                                      y, stride);
+        return rows_of<Isa, BITS, WIDE, false, Isa::max_units(NB), NB>(m, first, n_units, x, sums,
+                                                                       batch, y, stride);
+    }
     if constexpr (NB > 1)
         columns_of<Isa, BITS, WIDE, NB - 1>(n, m, first, n_units, x, sums, batch, y, stride);
 }
