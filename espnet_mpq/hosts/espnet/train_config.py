@@ -151,7 +151,9 @@ def _merge(settings: dict, user: Mapping, config: str) -> None:
     register()
     from espnet2.tasks.lm import LMTask
 
-    known = set(LMTask.get_default_config())
+    # Not LMTask.get_default_config(): it parses sys.argv, where our own --config may stand.
+    known = {action.dest for action in LMTask.get_parser()._actions}
+    known -= {"help", *LMTask.exclude_opts()}
     for key, value in user.items():
         if key not in known:
             raise InputError(f"unknown training option {key!r}", todo=near_matches(key, known))

@@ -149,3 +149,15 @@ def test_transformers_train_as_mpq_transformer(exp, plan, lm):
     assert settings["lm_conf"] == {"att_unit": 8, **more, "plan": plan.inline()}
     with pytest.raises(MismatchError, match="lm_conf.att_unit: found 16; expected 8"):
         train_settings(exp, plan, {"lm_conf": {"att_unit": 16}})
+
+
+def test_the_command_line_of_mpq_is_not_read_as_the_hosts(exp, plan, tmp_path, monkeypatch):
+    """`mpq plan --config FILE`: the host's parser must not open FILE as options of lm_train."""
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+
+    options = tmp_path / "plan.yaml"
+    options.write_text("budget: 2.0\n")
+    monkeypatch.setattr("sys.argv", ["mpq", "plan", "--config", str(options)])
+    assert train_settings(exp, plan, {"max_epoch": 3})["max_epoch"] == 3
+    with pytest.raises(InputError, match="unknown training option 'ngpu'"):
+        train_settings(exp, plan, {"ngpu": 1})  # given on the command line of lm_train
