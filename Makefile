@@ -2,12 +2,14 @@
 #   make demo      the AN4 recipe: speech recognition with an fp and a packed 2-bit LM, ends with a table
 #   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
 #   make sanitize  the kernel tests under the address and undefined-behaviour sanitizers
+#   make bench     speed, load time and memory against ESPnet, PyTorch and ONNX Runtime: tests/bench/RESULTS.md
 #   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
 # Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
 SHELL := /bin/bash
-.PHONY: demo test sanitize test-k2 lint venv venv-k2 has-python-3.10 clean
+.PHONY: demo test bench sanitize test-k2 lint venv venv-k2 has-python-3.10 clean
 
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 venv:
 	@conf/env/make_venv.sh .venv 3.11 conf/env/newest.txt
@@ -20,6 +22,11 @@ demo: venv
 
 test: venv
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# The columns of ONNX Runtime need: .venv/bin/python -m pip install onnx onnxruntime
+# A part of it: make bench BENCH_ARGS="--parts latency --sizes 2x650 --threads 1"
+bench: venv
+	.venv/bin/python tests/bench/bench_kernels.py --markdown tests/bench/RESULTS.md $(BENCH_ARGS)
 
 # LD_PRELOAD because Python itself is not built with the sanitizer; its leaks are not ours.
 sanitize: venv

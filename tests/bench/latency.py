@@ -1,0 +1,86 @@
+"""Milliseconds of an LM step by system, and how near the packed ones come to the machine's roof."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable, Dict, Optional, Sequence
+
+import torch
+from bench import onnx_lm, roof
+from bench.lm_systems import lm_steps, n_code_bytes, n_macs
+from bench.timing import alternate, latency_s
+
+from espnet_mpq.kernels import build, dispatch
+from espnet_mpq.packed.architecture import Architecture
+
+# From here on multiply-adds bound a step; below it the bytes of the codes do.
+COMPUTE_BATCH = 10
+
+
+def roof_measures(
+    arch: Architecture, bits: Sequence[int], batch: int, n_threads: int, least_s: float
+) -> Dict[str, Callable[[], float]]:
+    """name -> the seconds that this machine needs at least for a step, measured anew each call.
+
+    From COMPUTE_BATCH on: the multiply-adds of the unpadded problem over the peak of the path's
+    own instructions, for all bit-widths the same. Below: the bytes of the codes over the rate at
+    which as many resident bytes are read. Empty where there is no roof (portable C++).
+    """
+    path = dispatch.choose()
+    options = dict(n_threads=n_threads, least_s=max(least_s, 1e-3), n_rounds=1)
+    try:
+        if not roof.peak_macs_per_s(path, **options):
+            return {}
+    except build.BuildError:
+        return {}
+    if batch >= COMPUTE_BATCH:
+        macs = n_macs(arch) * batch
+        return {"roof": lambda: macs / roof.peak_macs_per_s(path, **options)}
+
+    def read(n_bytes: int) -> float:
+        return n_bytes / roof.read_bytes_per_s(n_bytes, **options)
+
+    return {f"roof {b}": lambda b=b: read(n_code_bytes(arch, b)) for b in bits}
+
+
+def measure(
+    arch: Architecture,
+    steps: dict,
+    bits: Sequence[int],
+    batch: int,
+    n_threads: int,
+    n_rounds: int,
+    least_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+    with_roofs: bool = True,
+) -> dict:
+    """{"seconds": system -> median, "roof_s": bits -> median}; roofs take their turns too."""
+    tokens = torch.randint(0, arch.vocab_size, (batch,))
+    measures = {
+        name: lambda step=step: latency_s(step, tokens, least_s, clock)
+        for name, step in steps.items()
+    }
+    for step in steps.values():
+        latency_s(step, tokens, 0.0, clock)  # warm up: weights are repacked at the first step
+    roofs = roof_measures(arch, bits, batch, n_threads, least_s) if with_roofs else {}
+    found = alternate({**measures, **roofs}, n_rounds)
+    return {
+        "seconds": {name: found[name] for name in steps},
+        "roof_s": {str(b): found.get("roof", found.get(f"roof {b}")) for b in bits if roofs},
+    }
+
+
+def all_steps(
+    arch: Architecture,
+    bits: Sequence[int],
+    n_threads: int,
+    with_host: bool,
+    onnx_work: Optional[Path],
+) -> dict:
+    """name -> step of every system; ``onnx_work`` None leaves ONNX Runtime out."""
+    torch.set_num_threads(n_threads)
+    steps = lm_steps(arch, bits, with_host)
+    if onnx_work is not None:
+        steps.update(onnx_lm.onnx_steps(arch, n_threads, onnx_work))
+    return steps
