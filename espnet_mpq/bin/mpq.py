@@ -17,6 +17,7 @@ LOG = logging.getLogger("espnet_mpq")
 SUBCOMMANDS = {
     "quantize": "everything below in one command: from an fp LM to a packed LM",
     "sensitivity": "measure how much every cluster suffers at 1, 2, 4 and 8 bits",
+    "nas": "or let a super-network find the bits, trained by ESPnet under the same budget",
     "plan": "choose the bits of every cluster: the exact optimum under a budget",
     "pack": "write a quantized LM as codes and scales that ESPnet decodes with",
     "info": "what is in a packed LM: bits, bytes and error of every cluster",

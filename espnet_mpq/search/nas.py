@@ -38,7 +38,8 @@ class NasOptions:
         beta: of "paper".
         rho: curvature of the budget's penalty, nats per squared relative overshoot.
         multiplier_rate: of the dual ascent, per update.
-        settle: last share of the epochs, in which the multiplier only grows.
+        settle: last share of the epochs, in which the one-best plan itself is brought within the
+            budget and kept there.
         refresh_updates: updates between two renewals of the scales while the weights train.
 
     Raises:
@@ -232,6 +233,23 @@ class Mixture(torch.nn.Module):
             best[name] = max(ranked)[2]
         return best
 
+    @torch.no_grad()
+    def hold(self, before: torch.Tensor) -> None:
+        """Take back what carried the one-best plan from within the budget to above it.
+
+        Clusters that grew get their logits of ``before`` (a clone of ``logits``) back, so the
+        plan is no larger than it was.
+        """
+        after, best = self.logits.clone(), self.one_best()
+        self.logits.copy_(before)
+        old = self.one_best()
+        fitted = self.choice_n_bytes(old) <= self.budget_n_bytes
+        self.logits.copy_(after)
+        if fitted and self.choice_n_bytes(best) > self.budget_n_bytes:
+            grown = torch.tensor([best[name] > old[name] for name in self.names])
+            kept = grown.repeat_interleave(len(self.options.bits)).to(after.device)
+            self.logits.copy_(torch.where(kept, before, after))
+
     def choice_n_bytes(self, choice: Mapping[str, int]) -> int:
         """Bytes of the whole file for a choice of bits."""
         columns = [self.options.bits.index(choice[name]) for name in self.names]
@@ -256,16 +274,18 @@ class Penalty:
     "budget": the augmented Lagrangian of expected bytes <= budget,
         max(0, m + rho g)^2 / (2 rho), g = overshoot of the bytes expected at softmax(a / T).
     The multiplier m follows g (dual ascent), so no weight needs to be swept. As T falls the
-    expectation tends to the bytes of the one-best plan, and in the last epochs m only grows, by
-    the overshoot of the one-best plan itself: what is found fits the budget.
+    expectation tends to the bytes of the one-best plan. In the last epochs m gets a boost that
+    grows until that plan itself fits; then Mixture.hold keeps it within the budget.
     "paper": beta * sum p sqrt(bits), p = softmax(a).
 
     Source: "paper" is Xu et al. 2021 with probabilities for logits; "budget" is own.
     """
 
+    GROWTH, LEAST = 1.2, 0.1  # of the boost per update; overshoot it reckons with at least
+
     def __init__(self, mixture: Mixture):
         self.mixture, self.options = mixture, mixture.options
-        self.multiplier = 0.0
+        self.multiplier = self.boost = 0.0
 
     def __call__(self) -> torch.Tensor:
         """Scalar that carries the gradient to the logits."""
@@ -274,7 +294,7 @@ class Penalty:
             roots = torch.tensor(options.bits).sqrt().to(mixture.logits)
             return options.beta * (mixture.probabilities() * roots).sum()
         expected = mixture.expected_n_bytes(mixture.probabilities(mixture.temperature))
-        force = self.multiplier + options.rho * mixture.overshoot(expected)
+        force = self.multiplier + self.boost + options.rho * mixture.overshoot(expected)
         return force.clamp(min=0.0).square() / (2 * options.rho)
 
     @torch.no_grad()
@@ -283,10 +303,12 @@ class Penalty:
         mixture = self.mixture
         if self.options.penalty == "paper":
             return
+        rate = self.options.multiplier_rate * self.options.rho
         expected = mixture.expected_n_bytes(mixture.probabilities(mixture.temperature))
         overshoot = float(mixture.overshoot(expected))
-        if settling:
-            best = mixture.overshoot(mixture.choice_n_bytes(mixture.one_best()))
-            overshoot = max(overshoot, best, 0.0) if best > 0 else 0.0
-        step = self.options.multiplier_rate * self.options.rho * overshoot
-        self.multiplier = max(0.0, self.multiplier + step)
+        self.multiplier = max(0.0, self.multiplier + rate * overshoot)
+        over = mixture.overshoot(mixture.choice_n_bytes(mixture.one_best()))
+        if settling and over > 0:
+            self.boost = self.GROWTH * (self.boost + rate * max(over, self.LEAST))
+        else:
+            self.boost = 0.0

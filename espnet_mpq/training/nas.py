@@ -77,8 +77,11 @@ class NasController:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.penalty(), logits)
         logits.grad = gradient if logits.grad is None else logits.grad + gradient
+        before = logits.detach().clone()
         self.adam.step()
         logits.grad = None  # the optimizer passes over parameters without one
+        if self.settling and self.options.penalty == "budget":
+            self.mixture.hold(before)
         self.penalty.update(self.settling)
 
     def _after_step(self) -> None:
@@ -123,6 +126,7 @@ class NasController:
             "options": self.options.to_dict(),
             "budget_n_bytes": self.mixture.budget_n_bytes,
             "multiplier": self.penalty.multiplier,
+            "boost": self.penalty.boost,
             "n_updates": self.n_updates,
             "adam": self.adam.state_dict(),
         }
@@ -138,6 +142,6 @@ class NasController:
                     expected=mine[key],
                     todo="train into a new folder (--output_dir) or delete checkpoint.pth",
                 )
-        self.penalty.multiplier = state["multiplier"]
+        self.penalty.multiplier, self.penalty.boost = state["multiplier"], state["boost"]
         self.n_updates = state["n_updates"]
         self.adam.load_state_dict(state["adam"])

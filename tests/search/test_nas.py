@@ -112,14 +112,43 @@ def test_the_multiplier_follows_the_overshoot():
     assert float(penalty().detach()) == pytest.approx(value, rel=1e-6)
     set_rows(m, [[9.0, 0.0, 0.0, 0.0]] * 3)  # far below the budget
     before = penalty.multiplier
-    penalty.update(settling=True)
-    assert penalty.multiplier == before  # only grows while it settles
     penalty.update()
     assert penalty.multiplier < before
-    set_rows(m, [[0.0, 0.0, 0.0, 9.0]] * 3)
-    before = penalty.multiplier
+
+
+def test_settling_boosts_until_the_one_best_plan_fits():
+    m = mixture(budget=600)
+    penalty = Penalty(m)
+    set_rows(m, [[0.0, 0.0, 0.0, 1.0]] * 3)
+    penalty.update()
+    assert penalty.boost == 0.0
+    boosts = []
+    for _ in range(3):
+        penalty.update(settling=True)
+        boosts.append(penalty.boost)
+    assert 0.0 < boosts[0] < boosts[1] - boosts[0] < boosts[2] - boosts[1]
+    set_rows(m, [[1.0, 0.0, 0.0, 0.0]] * 3)
     penalty.update(settling=True)
-    assert penalty.multiplier > before
+    assert penalty.boost == 0.0
+
+
+def test_hold_takes_back_only_what_grew_beyond_the_budget():
+    low, high = [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+    m = mixture()
+    m.budget_n_bytes = m.choice_n_bytes({"a": 8, "b": 1, "c": 8})
+    set_rows(m, [high, low, low])
+    before = m.logits.detach().clone()
+    set_rows(m, [low, high, low])  # a shrank, b grew too much
+    m.hold(before)
+    assert m.one_best() == {"a": 1, "b": 1, "c": 1}
+    set_rows(m, [high, low, high])  # fits
+    m.hold(before)
+    assert m.one_best() == {"a": 8, "b": 1, "c": 8}
+    set_rows(m, [high, high, high])
+    above = m.logits.detach().clone()
+    set_rows(m, [high, high, low])
+    m.hold(above)  # it did not fit before: nothing is taken back
+    assert m.one_best() == {"a": 8, "b": 8, "c": 1}
 
 
 def test_a_budget_below_the_smallest_plan_is_refused():

@@ -22,15 +22,17 @@ BATCH_TOKENS = 1600  # predicted tokens of one update
 VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
 
 
-def split_valid(sentences: Sentences, seed: int) -> Tuple[list, list]:
-    """(train, valid): 5 % of the sentences, at most 1,000, at least one, are held out."""
+def split_valid(
+    sentences: Sentences, seed: int, most: int = VALID_MAX_SENTENCES
+) -> Tuple[list, list]:
+    """(train, valid): 5 % of the sentences, at most ``most``, at least one, are held out."""
     if len(sentences) < 2:
         raise InputError(
             "the text has one sentence", expected="more, or a text of its own with --valid_text"
         )
     order = list(range(len(sentences)))
     random.Random(seed).shuffle(order)
-    n_valid = min(max(1, int(VALID_FRACTION * len(order))), VALID_MAX_SENTENCES)
+    n_valid = min(max(1, int(VALID_FRACTION * len(order))), most)
     held = set(order[:n_valid])
     train = [s for i, s in enumerate(sentences) if i not in held]
     return train, [s for i, s in enumerate(sentences) if i in held]
@@ -43,6 +45,7 @@ def train_lm(
     valid: Sentences,
     folder: Union[str, Path],
     *,
+    init: Optional[Path] = None,
     keep: Collection[str] = (),
     max_epoch: Optional[int] = None,
     epoch_tokens: Optional[int] = None,
@@ -58,6 +61,7 @@ def train_lm(
         train, valid: (utt, text) pairs.
         folder: gets data/, exp/ (an LM experiment of the host) and train.log. A finished or
             interrupted run on the same inputs is taken up; one on others moves to exp.old/.
+        init: the checkpoint to start from; default: that of ``exp``.
         keep: options of ``config`` that the user chose, not to be replaced.
         epoch_tokens: tokens per epoch; None or more than there are: the whole text.
 
@@ -81,11 +85,12 @@ def train_lm(
         words += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'text'},text,text"]
         words += [f"--{name}_shape_file", str(data / name / "shape")]
     settings = _settings(n_tokens["train"], keep, max_epoch, epoch_tokens, seed)
-    files = [exp.checkpoint, *tokenizer.values(), *sorted(data.rglob("*"))]
+    init = exp.checkpoint if init is None else Path(init)
+    files = [init, *tokenizer.values(), *sorted(data.rglob("*"))]
     _set_aside_other_run(folder, output, config, settings, files)
     words += [w for name, value in settings.items() for w in (f"--{name}", str(value))]
     words += ["--config", str(config), "--output_dir", str(output), "--resume", "true"]
-    words += ["--init_param", str(exp.checkpoint.resolve()), "--ngpu", str(ngpu)]
+    words += ["--init_param", str(init.resolve()), "--ngpu", str(ngpu)]
     log = folder / "train.log"
     with _log_file(log):
         try:
@@ -180,7 +185,7 @@ def _log_file(path: Path):
 class _EpochLine(logging.Formatter):
     """"3epoch results: [train] ... [valid] loss=4.1, ppl=60.2, ..." -> a short line."""
 
-    KEYS = ("loss", "ppl", "admm_primal", "admm_gamma", "time")
+    KEYS = ("loss", "ppl", "admm_primal", "admm_gamma", "nas_n_bytes", "nas_temperature", "time")
 
     def format(self, record) -> str:
         message = record.getMessage()
