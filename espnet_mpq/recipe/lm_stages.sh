@@ -4,7 +4,7 @@
 # measured: kl, hessian, nas...; uniform: the same bits for all; float: 32 bits for all, the control that
 # trains like the others), lm_config, mpq_config, lm_data and lm_shapes (options of
 # lm_train), train_text, dev_text, tokens, test_texts (SET=FILE...), budget, uniform_bits,
-# sensitivity_tokens, hessian_tokens, ngpu and threads. Everything of a method is in ${lm_dir}/METHOD: sensitivity.json,
+# sensitivity_tokens, hessian_tokens, nas_config (options of mpq nas), ngpu and threads. Everything of a method is in ${lm_dir}/METHOD: sensitivity.json,
 # plan/, lm/ (quantized), packed/.
 # shellcheck shell=bash disable=SC2034,SC2154
 
@@ -30,7 +30,7 @@ units_sensitivity=$(for _name in ${methods}; do case ${_name} in uniform | float
 [ -n "${units_sensitivity}" ] || units_sensitivity=uniform
 tokens_of() { case $1 in hessian | fisher) echo "${hessian_tokens}" ;; *) echo "${sensitivity_tokens}" ;; esac; }
 options_sensitivity() { tokens_of "$1"; [ "$1" != nas ] || echo "${budget}"; }
-inputs_sensitivity() { echo "${fp_exp}/${lm_file} ${train_text}"; [ "$1" != nas ] || echo "${dev_text} ${nas_config}"; }
+inputs_sensitivity() { echo "${fp_exp}/${lm_file} ${train_text}"; [ "$1" != nas ] || echo "${nas_config}"; }
 outputs_sensitivity() {
     case $1 in
         uniform) ;;
@@ -45,7 +45,7 @@ stage_sensitivity() {
         uniform) log "a uniform plan needs no sensitivity" ;;
         nas)
             job "${lm_dir}/nas/search/nas.log" espnet_mpq.bin.mpq nas "${common[@]}" --budget "${budget}" \
-                --output_dir "${lm_dir}/nas/search"
+                --config "${nas_config}" --ngpu "${ngpu}" --output_dir "${lm_dir}/nas/search"
             ;;
         *)
             [ "$1" = kl ] || common+=(--method "$1")

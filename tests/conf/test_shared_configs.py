@@ -17,6 +17,7 @@ RECIPE_LM_CONFIGS = sorted((ROOT / "egs").glob("*/*/conf/**/train_lm*.yaml"))
 ADMM_CONFIGS = sorted((CONF / "quantization").glob("admm*.yaml"))
 # Options of mpq: the part of the name before the first "_" is the subcommand.
 MPQ_CONFIGS = sorted(set((CONF / "quantization").glob("*.yaml")) - set(ADMM_CONFIGS))
+MPQ_CONFIGS += sorted((ROOT / "egs").glob("*/*/conf/**/nas.yaml"))
 DECODING = sorted((CONF / "decoding").glob("*.yaml"))
 DECODING += sorted((ROOT / "egs").glob("*/*/conf/**/decode*.yaml"))
 NAMES = [path.stem[len("train_lm_") :] for path in LM_CONFIGS]
@@ -115,7 +116,7 @@ def test_the_papers_transformer_has_its_published_size():
         assert 4 * weights / 2**20 == pytest.approx(mebibytes, abs=0.8)
 
 
-@pytest.mark.parametrize("path", MPQ_CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MPQ_CONFIGS, ids=short)
 def test_mpq_knows_the_options(path):
     from espnet_mpq.bin.options import read_config_options
 
@@ -126,6 +127,7 @@ def test_mpq_knows_the_options(path):
     words = read_config_options(parser, str(path))
     required = {
         "sensitivity": ["--output", "s.json"],
+        "nas": ["--lm_exp", "exp", "--text", "text", "--output_dir", "nas"],
         "plan": ["--lm_exp", "exp", "--output_dir", "plan"],
         "quantize": ["exp", "--text", "text", "--output", "out"],
     }
@@ -156,7 +158,7 @@ def test_the_decoder_knows_the_options(host, path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONF.glob("*/*.yaml")) + RECIPE_LM_CONFIGS, ids=lambda path: path.stem
+    "path", sorted({*CONF.glob("*/*.yaml"), *RECIPE_LM_CONFIGS, *MPQ_CONFIGS}), ids=short
 )
 def test_it_opens_with_what_it_reproduces(path):
     """A result, or that it has not been run: the first lines are a comment with one of them."""

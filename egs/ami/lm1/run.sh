@@ -22,6 +22,7 @@ token_type=bpe     # bpe, char or word
 nbpe=1000          # sentencepiece units, or words
 lm_config=         # default conf/train_lm.yaml, of a Transformer conf/train_lm_transformer.yaml
 mpq_config=        # default conf/train_lm_mpq.yaml (mini: conf/mini/train_lm_mpq.yaml)
+nas_config=        # default conf/nas.yaml (mini: conf/mini/nas.yaml)
 budget=            # effective bits of the mixed precision LMs, every stored byte counted
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
@@ -58,7 +59,8 @@ fi
 token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${nbpe}
 exp=exp/${profile}${tag}_${token_tag}
 lm_suffix=; [ "${lm_type}" = rnn ] || lm_suffix=_${lm_type}
-: "${lm_config:=${conf}/train_lm${lm_suffix}.yaml}" "${mpq_config:=${conf}/train_lm_mpq.yaml}"
+: "${lm_config:=${conf}/train_lm${lm_suffix}.yaml}" "${mpq_config:=${conf}/train_lm_mpq.yaml}" \
+    "${nas_config:=${conf}/nas.yaml}"
 # float: the fp LM trained on as long as the others, without low bits
 methods="float uniform $(for method in ${sensitivity}; do [ "${method}" = uniform ] || echo "${method}"; done | xargs)"
 token_dir=${data}/token_list/${token_tag}

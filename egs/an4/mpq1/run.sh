@@ -22,6 +22,7 @@ nbpe=100           # sentencepiece units for token_type bpe
 asr_config=        # default conf/train_asr.yaml (mini: conf/mini/train_asr.yaml), and so on
 lm_config=         # default conf/train_lm.yaml, of a Transformer conf/train_lm_transformer.yaml
 mpq_config=
+nas_config=
 decode_config=
 inference_asr=valid.cer_ctc.ave.pth # ASR checkpoint for decoding
 budget=            # effective bits of the mixed precision LM, every stored byte counted; default 2.0 (mini: 4.0)
@@ -61,6 +62,7 @@ fi
 lm_suffix=; [ "${lm_type}" = rnn ] || lm_suffix=_${lm_type}
 : "${asr_config:=${conf}/train_asr.yaml}" "${lm_config:=${conf}/train_lm${lm_suffix}.yaml}"
 : "${mpq_config:=${conf}/train_lm_mpq.yaml}" "${decode_config:=${conf}/decode.yaml}"
+: "${nas_config:=${conf}/nas.yaml}"
 methods=uniform; [ "${sensitivity}" = uniform ] || methods="uniform ${sensitivity}"
 token_dir=${data}/token_list/${token_tag}
 asr_exp=${exp}/asr
