@@ -3,6 +3,7 @@
 Commands:
     python -m espnet_mpq.kernels.build               beside the sources, as the installation does
     python -m espnet_mpq.kernels.build --sanitize --output /tmp/libmpq_kernels.so
+    CXX=aarch64-linux-gnu-g++ python -m espnet_mpq.kernels.build --machine aarch64 --output FILE
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 # Not just .so: Python would take that for a module of its own.
@@ -35,6 +36,7 @@ X86_FLAGS = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
 }
+ARM64_FLAGS = {"path_neon.cpp": [], "path_neon_dot.cpp": ["-march=armv8.2-a+dotprod"]}
 
 
 class BuildError(Exception):
@@ -43,6 +45,25 @@ class BuildError(Exception):
 
 def is_x86(machine: Optional[str] = None) -> bool:
     return (machine or platform.machine()).lower() in ("x86_64", "amd64")
+
+
+def is_arm64(machine: Optional[str] = None) -> bool:
+    return (machine or platform.machine()).lower() in ("aarch64", "arm64")
+
+
+def sources(machine: Optional[str] = None) -> Dict[Path, List[str]]:
+    """The files to compile for a machine (None: this one), each with all its flags."""
+    mine, macro = {}, []
+    if is_x86(machine):
+        mine, macro = X86_FLAGS, ["-DMPQ_X86"]
+    elif is_arm64(machine):
+        mine, macro = ARM64_FLAGS, ["-DMPQ_ARM64"]
+    others = {*X86_FLAGS, *ARM64_FLAGS} - set(mine)
+    return {
+        source: [*FLAGS, *macro, *mine.get(source.name, [])]
+        for source in sorted(SOURCES.glob("*.cpp"))
+        if source.name not in others
+    }
 
 
 def find_compiler() -> List[str]:
@@ -54,21 +75,23 @@ def find_compiler() -> List[str]:
     raise BuildError(f"no C++ compiler: {' '.join(wanted) or 'c++, g++, clang++'} not found")
 
 
-def compile_library(output: Path = LIBRARY, more_flags: Sequence[str] = ()) -> Path:
+def compile_library(
+    output: Path = LIBRARY, more_flags: Sequence[str] = (), machine: Optional[str] = None
+) -> Path:
     """Compile csrc/ into one shared library and put it at ``output`` in one move.
+
+    Args:
+        machine: what $CXX compiles for, as platform.machine() names it; None: this one.
 
     Raises:
         BuildError: no compiler, or it refused.
     """
-    compiler, x86 = find_compiler(), is_x86()
+    compiler = find_compiler()
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         objects = []
-        for source in sorted(SOURCES.glob("*.cpp")):
-            if source.name in X86_FLAGS and not x86:
-                continue
-            flags = [*FLAGS, *(["-DMPQ_X86"] if x86 else []), *X86_FLAGS.get(source.name, [])]
+        for source, flags in sources(machine).items():
             objects.append(str(Path(folder) / (source.stem + ".o")))
             _call([*compiler, *flags, *more_flags, "-c", str(source), "-o", objects[-1]])
         linked = Path(folder) / "linked.so"
@@ -95,9 +118,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=LIBRARY)
     parser.add_argument("--sanitize", action="store_true", help="address and undefined behaviour")
+    parser.add_argument("--machine", help="what $CXX compiles for, such as aarch64")
     args = parser.parse_args(arguments)
     try:
-        print(compile_library(args.output, SANITIZE if args.sanitize else ()))
+        print(compile_library(args.output, SANITIZE if args.sanitize else (), args.machine))
     except BuildError as error:
         print(f"kernels not built: {error}", file=sys.stderr)
         return 1

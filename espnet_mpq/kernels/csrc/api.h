@@ -12,7 +12,7 @@ struct Lstm;
 }  // namespace mpq
 
 MPQ_API int mpq_abi_version();
-// 0 scalar, 1 avx2, 2 avx512
+// 0 scalar, 1 avx2, 2 avx512, 3 neon
 MPQ_API int mpq_has_path(int path);
 // Threads of the library that exist, asleep or at work; never more than the last n_threads - 1.
 MPQ_API int mpq_n_workers();

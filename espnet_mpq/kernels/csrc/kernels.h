@@ -71,8 +71,12 @@ extern const Path kScalar;
 extern const Path kAvx2;
 extern const Path kAvx512;
 #endif
+#ifdef MPQ_ARM64
+extern const Path kNeon;
+extern const Path kNeonDot;
+#endif
 
-// The path of a number (0 scalar, 1 avx2, 2 avx512), null where this machine has not got it.
+// The path of a number (0 scalar, 1 avx2, 2 avx512, 3 neon), null where this machine has not got it.
 const Path* find_path(int path);
 
 int padded_cols(int64_t cols);

@@ -7,11 +7,28 @@
 #include "products.h"
 #include "threads.h"
 
+#if defined(MPQ_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 using mpq::Matrix;
 using mpq::Path;
 using mpq::Weights;
 
 namespace mpq {
+
+#ifdef MPQ_ARM64
+static bool has_dot_products() {
+#if defined(__linux__)
+    constexpr unsigned long kDotProducts = 1 << 20;    // HWCAP_ASIMDDP
+    return getauxval(AT_HWCAP) & kDotProducts;
+#elif defined(__APPLE__)
+    return true;    // every 64-bit Mac
+#else
+    return false;
+#endif
+}
+#endif
 
 const Path* find_path(int path) {
     if (path == 0) return &kScalar;
@@ -22,6 +39,9 @@ const Path* find_path(int path) {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni"))
         return &kAvx512;
+#endif
+#ifdef MPQ_ARM64
+    if (path == 3) return has_dot_products() ? &kNeonDot : &kNeon;
 #endif
     return nullptr;
 }

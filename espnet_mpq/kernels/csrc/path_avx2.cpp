@@ -13,6 +13,7 @@ struct Isa {
     using Vec = __m256i;
     static constexpr int kRows = 8;
     static constexpr int kAhead = 0;
+    static constexpr bool kIsSigned = false;
     static constexpr int kMaxColumns = 4;
 
     static constexpr int max_units(int nb) { return nb <= 2 ? 4 : 2; }

@@ -13,6 +13,7 @@ struct Isa {
     using Vec = __m512i;
     static constexpr int kRows = 16;
     static constexpr int kAhead = 8192;    // bytes
+    static constexpr bool kIsSigned = false;
     static constexpr int kMaxColumns = 8;
 
     // 8 to 24 accumulators of 32 registers; many rows at small batch, for one is latency-bound.

@@ -1,7 +1,9 @@
 // The tiling that the vector paths share: UNITS x NB accumulators stay in registers over all columns.
 //
 // The includer defines struct Isa: Vec (kRows rows of 4 bytes), kRows, kMaxUnits(NB), load, broadcast,
-// splat, zero-cost low / high nibbles, look_up, Tables, dot<WIDE>(acc, u, x), store.
+// splat, add, Tables, decode<BITS, G>(codes, tables) -> operands of group G of a pack (levels if
+// kIsSigned, else u), dot<WIDE>(acc, operands, x), store, and how far to prefetch. even_units(bits, nb):
+// units of the tiles that need no tables, 0 for none; they use masked, shifted<BITS>(v), times.
 #include <utility>
 
 namespace {
@@ -61,7 +63,7 @@ void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t*
         });
     }
     MPQ_EACH(NB, b, {
-        const Vec start = Isa::splat(m.min_level * sums[b]);
+        const Vec start = Isa::splat(Isa::kIsSigned ? 0 : m.min_level * sums[b]);
         MPQ_EACH(UNITS, i, {
             Vec sum = acc[i][b][0];
             if constexpr (EVEN) {
