@@ -67,10 +67,13 @@ class PackedRnn(PackedLm):
 
     def _run(self, tokens, state, log_probs: bool) -> Tuple[torch.Tensor, State]:
         self._check_filled()
-        path = runnable(self.architecture, self.plan, self.device, self.dtype)
-        if path is not None:
-            if self._lstm is None:
+        if self._lstm is None:
+            path = runnable(self.architecture, self.plan, self.device, self.dtype)
+            if path is not None:
                 self._lstm = make_lstm(self.architecture, self.plan, self.tensor)
+        else:  # moves and casts drop it, so it still fits
+            path = dispatch.choose()
+        if path not in (None, dispatch.REFERENCE):
             return self._lstm.run(tokens, state, log_probs, path)
         embedding, rnn, output, bias = self._dense_weights()
         hidden, state = rnn(torch.nn.functional.embedding(tokens, embedding), state)
