@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, List, Optional, Tuple
 
 import torch
 from espnet2.lm.abs_model import AbsLM
 
 from espnet_mpq.hosts.espnet.lm_states import as_batch_of_one, split_states, stack_states
+from espnet_mpq.hosts.espnet.packed_lm import PackedHostLm
 from espnet_mpq.lm.rnn import PackedRnn, State
-from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.format import PackedModel
-from espnet_mpq.plan import Plan
 
 
-class MpqPackedRNNLM(AbsLM):
+class MpqPackedRNNLM(PackedHostLm, AbsLM):
     """Scores with codes and scales; same calls and state shapes as the host's SequentialRNNLM.
-
-    It is built empty from ``lm_conf`` and filled by packed.load.load_into alone. It has no
-    parameters, stays in eval mode and gives no gradients.
 
     Args:
         plan: the JSON form of the plan, as `mpq pack` wrote it to lm_conf.
@@ -28,6 +22,9 @@ class MpqPackedRNNLM(AbsLM):
     Raises:
         PlanError, InputError: the plan or the sizes cannot be.
     """
+
+    RUNTIME = PackedRnn
+    packed: PackedRnn
 
     def __init__(
         self,
@@ -42,30 +39,11 @@ class MpqPackedRNNLM(AbsLM):
         super().__init__()
         conf = {"unit": unit, "nhid": nhid, "nlayers": nlayers}
         conf.update(rnn_type=rnn_type, tie_weights=tie_weights)
-        architecture = Architecture.from_lm_conf(conf, vocab_size, "mpq_packed_rnn")
-        self.packed = PackedRnn(architecture, Plan.from_dict(plan))
+        self.build("mpq_packed_rnn", conf, vocab_size, plan)
         # The host's searches read these (asr_transducer asserts that rnn_type exists).
         self.rnn_type = rnn_type.upper()
         self.nhid = self.architecture.nhid
         self.nlayers = nlayers
-        self.train(False)
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.packed.architecture
-
-    @property
-    def plan(self) -> Plan:
-        return self.packed.plan
-
-    def load(self, packed: PackedModel) -> None:
-        """Take the tensors of a packed LM; raises MismatchError for another one."""
-        self.packed.load(packed)
-        logging.info("packed LM: kernel %s", self.packed.kernel())
-
-    def train(self, mode: bool = True) -> "MpqPackedRNNLM":
-        """Stays in eval mode: some of the host's programs never call eval()."""
-        return super().train(False)
 
     def zero_state(self) -> State:
         """The start state of one hypothesis: (h, c), or h, each (nlayers, nhid)."""

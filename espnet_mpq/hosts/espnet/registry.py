@@ -20,6 +20,7 @@ LM_CLASSES = {
     "mpq_nas_seq_rnn": ("lm_nas", "MpqNasSequentialRNNLM"),
     "mpq_nas_transformer": ("lm_nas", "MpqNasTransformerLM"),
     "mpq_packed_rnn": ("lm_packed", "MpqPackedRNNLM"),
+    "mpq_packed_transformer": ("lm_packed_transformer", "MpqPackedTransformerLM"),
 }
 PACKED = "mpq_packed"  # how the LMs begin that run packed files
 MODEL_CLASSES = {"mpq_lm": ("model", "MpqLanguageModel")}
