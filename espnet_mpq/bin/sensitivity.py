@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         type=float,
-        default=0.05,
+        default=0.1,
         help="stop probing when the relative standard error of every trace that matters is this"
         " (default: %(default)s; it covers the probes, not the choice of the text)",
     )
