@@ -80,15 +80,32 @@ def test_extreme_values_do_not_saturate(kernels, levels, cols):
 
 
 @pytest.mark.parametrize("levels", GRIDS, ids=str)
-def test_every_batch_from_1_to_61(kernels, levels):
+@pytest.mark.parametrize("rows, cols", [(147, 67), *((40, cols) for cols in WIDTHS)])
+def test_every_batch_from_1_to_61(kernels, levels, rows, cols):
+    """Every tile of every path: 147 rows leave blocks over for tiles of 8, 4, 2 and 1 blocks."""
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(0, len(levels), (147, 67), dtype=torch.uint8, generator=generator)
+    codes = torch.randint(0, len(levels), (rows, cols), dtype=torch.uint8, generator=generator)
     product, arguments = matrix(codes, levels)
-    x = torch.randint(-128, 128, (61, 67), generator=generator).to(torch.int8)
+    x = torch.randint(-128, 128, (61, cols), generator=generator).to(torch.int8)
     want = packed_product_int8(x, *arguments).to(torch.int32)
     for path in kernels:
         for batch in range(1, 62):
             assert torch.equal(product.product(x[:batch], path), want[:batch]), (path, batch)
+
+
+@pytest.mark.parametrize("levels", GRIDS, ids=str)
+def test_the_widest_matrix_stays_inside_32_bits(kernels, levels):
+    """65536 columns of the extreme levels by the extreme activations."""
+    cols = 65536
+    codes = torch.zeros(3, cols, dtype=torch.uint8)
+    codes[0], codes[2, ::2] = len(levels) - 1, len(levels) - 1
+    product, arguments = matrix(codes, levels)
+    x = torch.stack([torch.full((cols,), v) for v in (-128, 127, 1)]).to(torch.int8)
+    want = packed_product_int8(x, *arguments)
+    assert want.abs().max() == max(abs(levels[0]), abs(levels[-1])) * 128 * cols
+    for path in kernels:
+        for batch in (1, 2, 3):
+            assert torch.equal(product.product(x[:batch], path).long(), want[:batch]), path
 
 
 @settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
