@@ -12,8 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from recipes import Recipe  # noqa: E402
 
-METHODS = ("uniform", "kl")
-LMS = "exp/mini_bpe100/rnn"
+# With the LSTM and KL of test_an4_recipe.py every LM type and every sensitivity is run once.
+OPTIONS = ("--lm_type", "transformer", "--sensitivity", "hessian nas")
+METHODS = ("uniform", "hessian", "nas")
+LMS = "exp/mini_bpe100/transformer"
 
 
 def needs(module: str) -> None:
@@ -30,7 +32,7 @@ def recipe(tmp_path_factory, data_root):
 def finished(recipe):
     needs("espnet2")
     needs("sentencepiece")
-    return recipe.finish("--sensitivity", " ".join(METHODS[1:]))
+    return recipe.finish(*OPTIONS)
 
 
 def test_plans_fit_the_budget_and_packing_changes_nothing(recipe, finished):
@@ -49,7 +51,12 @@ def test_plans_fit_the_budget_and_packing_changes_nothing(recipe, finished):
         assert quantized != pytest.approx(fp, rel=1e-4)
     bits = {m: recipe.json(f"{LMS}/{m}/plan/plan.json")["clusters"] for m in METHODS}
     assert {spec["bits"] for spec in bits["uniform"].values()} == {2}
-    assert len({spec["bits"] for spec in bits["kl"].values()}) > 1
+    assert bits["uniform"].keys() == bits["hessian"].keys() == bits["nas"].keys()
+    tables = {
+        "hessian": recipe.json(f"{LMS}/hessian/sensitivity.json"),
+        "nas": recipe.json(f"{LMS}/nas/search/sensitivity.json"),
+    }
+    assert {name: table["method"] for name, table in tables.items()} == {n: n for n in tables}
 
 
 def test_the_report_has_a_row_for_every_system(recipe, finished):
@@ -57,17 +64,18 @@ def test_the_report_has_a_row_for_every_system(recipe, finished):
     rows = [line.split(" | ")[0].strip("| ") for line in report.splitlines() if "±" in line]
     assert rows == ["fp", "float", "uniform", *(f"mixed, {method}" for method in METHODS[1:])]
     assert "| cluster | weights | " + " | ".join(METHODS) + " |" in report
-    bits = re.search(r"^\| rnn.l0.i \| 8,192 \| (.*) \|$", report, re.M).group(1).split(" | ")
+    name, n_weights = "blocks.0.attention", 4 * 96 * 96
+    row = re.search(rf"^\| {re.escape(name)} \| {n_weights:,} \| (.*) \|$", report, re.M)
     plans = [recipe.json(f"{LMS}/{m}/plan/plan.json") for m in METHODS]
-    assert bits == [str(plan["clusters"]["rnn.l0.i"]["bits"]) for plan in plans]
+    assert row.group(1).split(" | ") == [str(plan["clusters"][name]["bits"]) for plan in plans]
     assert not (recipe.folder / "RESULTS.md").exists()  # that is for the full profile
 
 
 def test_finished_stages_are_skipped_and_a_lost_input_is_named(recipe, finished):
-    again = recipe.finish("--sensitivity", " ".join(METHODS[1:]))
+    again = recipe.finish(*OPTIONS)
     assert again.count("finished before, skipped") == 10
     (recipe.folder / LMS / "uniform" / "plan" / "train_lm_mpq.yaml").unlink()
-    lost = recipe.run("--sensitivity", "kl", "--stage", "7", "--stop_stage", "9")
+    lost = recipe.run(*OPTIONS, "--stage", "7", "--stop_stage", "9")
     assert lost.returncode != 0
     assert f"stage 7 needs {LMS}/uniform/plan/train_lm_mpq.yaml" in lost.stdout
 
