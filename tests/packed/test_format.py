@@ -31,6 +31,7 @@ from packed_models import (  # isort: skip
     packed_model,
     random_weights,
     tokens,
+    transformer,
     uniform,
 )
 
@@ -40,6 +41,8 @@ ARCHITECTURES = [
     architecture("gru", vocab_size=5, unit=3, nhid=10, nlayers=1),
     architecture("rnn_tanh", vocab_size=3, unit=1, nhid=1, nlayers=2),
     architecture("lstm", vocab_size=37, unit=33, nhid=17, nlayers=1),
+    transformer(),
+    transformer(13, "sinusoidal", embed_unit=1, att_unit=6, head=2, unit=3, layer=11),
 ]
 
 

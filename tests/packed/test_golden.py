@@ -1,4 +1,4 @@
-"""The golden file: writing and reading are pinned, and FORMAT.md alone is enough to read it."""
+"""The golden files: writing and reading are pinned, and FORMAT.md alone is enough to read them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
 import torch
 
 import espnet_mpq
@@ -21,24 +22,47 @@ from espnet_mpq.packed.metadata import build, format_error, special_ids, token_l
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 
-from packed_models import architecture, tokens  # isort: skip
+from packed_models import architecture, tokens, transformer  # isort: skip
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "packed_gru_v1.safetensors"
+FOLDER = Path(__file__).parents[1] / "golden"
+GOLDEN = FOLDER / "packed_gru_v1.safetensors"
+TRANSFORMER = FOLDER / "packed_transformer_v1.safetensors"
 GOLDEN_SHA256 = "66b2719bda4d9ed5dc9586fc9b021d5ec24c9aa7751264bc01cf6e14c777e27b"
+SHA256 = {
+    GOLDEN: GOLDEN_SHA256,
+    TRANSFORMER: "d34ee76f86007ca383f50d45c52278e890791cb653197e363116405efd57f229",
+}
 VALUES_SHA256 = "031e7b3b40b6c53f630f6bdb0ef22dc8d1381ca9fcb8dfdebef4678f0c9d8be8"
 FORMAT_MD = Path(espnet_mpq.__file__).parent / "packed" / "FORMAT.md"
 
 
-def golden_model() -> PackedModel:
-    """Every bit-width and tying in one tiny GRU LM; all values are exact in binary."""
-    arch = architecture("gru", vocab_size=4, unit=5, nhid=3, nlayers=1)
-    specs = {
-        "embedding": ClusterSpec(2, "uniform", "row"),
-        "rnn.l0.r": ClusterSpec(1, "uniform", "group", 2),
-        "rnn.l0.z": ClusterSpec(4, "paper", "model"),
-        "rnn.l0.n": ClusterSpec(8, "uniform", "cluster"),
-        "output": ClusterSpec(16),
-    }
+# Every bit-width and tying in one tiny GRU LM, and the parts of a Transformer LM.
+MODELS = {
+    GOLDEN: (
+        architecture("gru", vocab_size=4, unit=5, nhid=3, nlayers=1),
+        {
+            "embedding": ClusterSpec(2, "uniform", "row"),
+            "rnn.l0.r": ClusterSpec(1, "uniform", "group", 2),
+            "rnn.l0.z": ClusterSpec(4, "paper", "model"),
+            "rnn.l0.n": ClusterSpec(8, "uniform", "cluster"),
+            "output": ClusterSpec(16),
+        },
+    ),
+    TRANSFORMER: (
+        transformer(4, "sinusoidal", embed_unit=3, att_unit=4, head=2, unit=5, layer=1),
+        {
+            "embedding": ClusterSpec(4, "paper", "row"),
+            "blocks.0.attention": ClusterSpec(2, "uniform", "group", 3),
+            "blocks.0.feed_forward": ClusterSpec(1, "uniform", "cluster"),
+            "output": ClusterSpec(32),
+        },
+    ),
+}
+
+
+def golden_model(path: Path) -> PackedModel:
+    """The model of a golden file; all its values are exact in binary."""
+    arch, specs = MODELS[path]
     plan = Plan(specs)
     packed = PackedModel({"architecture": arch.to_dict(), "plan": plan.to_dict()}, {})
     tensors = packed.tensors
@@ -66,10 +90,11 @@ def golden_model() -> PackedModel:
     return PackedModel(record, tensors)
 
 
-def test_writing_is_pinned():
-    data = to_bytes(golden_model())
-    assert data == GOLDEN.read_bytes()
-    assert sha256_bytes(data) == GOLDEN_SHA256
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_writing_is_pinned(path):
+    data = to_bytes(golden_model(path))
+    assert data == path.read_bytes()
+    assert sha256_bytes(data) == SHA256[path]
 
 
 def test_reading_is_pinned():
@@ -103,12 +128,47 @@ def test_reading_is_pinned():
     assert packed.metadata["special_ids"] == {"blank": 0, "unk": 1, "sos": 3, "eos": 3}
 
 
+def test_reading_a_transformer_is_pinned():
+    packed = load_packed(TRANSFORMER)
+    values = dequantize(packed)
+    assert packed.architecture == MODELS[TRANSFORMER][0]
+    assert values["embed.weight"].tolist() == [
+        [-0.875, 0.0, 0.875],
+        [-0.25, 1.5, -0.5],
+        [1.875, -1.125, 1.5],
+        [-2.0, 1.5, -2.5],
+    ]
+    assert values["encoder.encoders.0.self_attn.linear_v.weight"].tolist() == [
+        [-0.125, -0.375, 0.375, 0.25],
+        [-0.375, -1.125, 1.125, 0.5],
+        [-0.625, -1.875, 1.875, 0.75],
+        [-0.875, -2.625, 2.625, 1.0],
+    ]
+    assert values["encoder.encoders.0.feed_forward.w_2.weight"].tolist() == [
+        [0.125, -0.125, 0.125, -0.125, 0.125],
+        [-0.125, 0.125, -0.125, 0.125, -0.125],
+        [0.125, -0.125, 0.125, -0.125, 0.125],
+        [-0.125, 0.125, -0.125, 0.125, -0.125],
+    ]
+    assert values["encoder.encoders.0.norm2.bias"].tolist() == [0.125, 0.25, 0.375, 0.5]
+    assert values["decoder.weight"][3].tolist() == [1.625, 1.75, 1.875, 2.0]
+
+
 # From here on nothing of the package is used: FORMAT.md alone, in plain Python. -------------
 
 
-def from_document() -> dict:
-    """Parameter name -> rows of floats, read from the golden file by the rules of FORMAT.md."""
-    data = GOLDEN.read_bytes()
+def columns(parameter: str, sizes: dict) -> int:
+    """The width of a weight matrix, from the architecture's record."""
+    if sizes["class"] == "rnn":
+        return sizes["unit" if parameter in ("encoder.weight", "rnn.weight_ih_l0") else "nhid"]
+    if parameter in ("embed.weight", "encoder.embed.0.weight"):
+        return sizes["embed_unit"]
+    return sizes["unit" if parameter.endswith("feed_forward.w_2.weight") else "att_unit"]
+
+
+def from_document(path: Path) -> dict:
+    """Parameter name -> rows of floats, read from a golden file by the rules of FORMAT.md."""
+    data = path.read_bytes()
     (n_bytes,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + n_bytes])
     facts = json.loads(header.pop("__metadata__")["espnet_mpq"])
@@ -126,8 +186,6 @@ def from_document() -> dict:
             flat = list(struct.unpack(f"<{len(piece) // size}{kind}", piece))
         cols = entry["shape"][-1]
         tensors[name] = [flat[i : i + cols] for i in range(0, len(flat), cols)]
-    sizes = facts["architecture"]
-    nhid, unit = sizes["nhid"], sizes["unit"]
     values = {}
     for name, mat in tensors.items():
         cluster, slash, rest = name.partition("/")
@@ -152,7 +210,7 @@ def from_document() -> dict:
                 "cluster": tensors.get(f"{cluster}/scale"),
                 "model": tensors.get(f"model/{bits}-{spec['grid']}/scale"),
             }[spec["tying"]]
-            cols = unit if parameter in ("encoder.weight", "rnn.weight_ih_l0") else nhid
+            cols = columns(parameter, facts["architecture"])
             group = spec.get("group_size", cols)
             rows = []
             for r, row in enumerate(mat):
@@ -167,8 +225,9 @@ def from_document() -> dict:
     return values
 
 
-def test_an_implementation_from_the_document_agrees():
-    mine, values = from_document(), dequantize(load_packed(GOLDEN))
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_an_implementation_from_the_document_agrees(path):
+    mine, values = from_document(path), dequantize(load_packed(path))
     assert set(mine) == set(values)
     for name, value in values.items():
         assert mine[name] == value.tolist(), name
@@ -198,6 +257,7 @@ def test_numbers_of_the_document_are_those_of_the_golden_file():
     n_bytes = int.from_bytes(data[:8], "little")
     assert f"`{data[:8].hex(' ')}`" in text and f"{n_bytes} bytes" in text
     assert f"{len(data)} bytes" in text and GOLDEN_SHA256 in text
+    assert f"{TRANSFORMER.stat().st_size} bytes" in text and SHA256[TRANSFORMER] in text
     header = json.loads(data[8 : 8 + n_bytes])
     begin, end = header["embedding/encoder.weight.codes"]["data_offsets"]
     codes = data[8 + n_bytes + begin : 8 + n_bytes + end]
