@@ -23,7 +23,7 @@ nbpe=1000          # sentencepiece units, or words
 lm_config=         # default conf/train_lm.yaml, of a Transformer conf/train_lm_transformer.yaml
 mpq_config=        # default conf/train_lm_mpq.yaml (mini: conf/mini/train_lm_mpq.yaml)
 nas_config=        # default conf/nas.yaml (mini: conf/mini/nas.yaml)
-budget=            # effective bits of the mixed precision LMs, every stored byte counted
+budget=            # effective bits of the mixed precision LMs, every stored byte counted; default 2.1, transformer 2.5
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
 hessian_tokens=2000 # likewise, for the traces of hessian and fisher
@@ -54,7 +54,8 @@ if ${mini}; then
     : "${budget:=4.0}"  # of a tiny LM the file's header is a large part
 else
     profile=full; conf=conf; data=data; n_sentences=0
-    : "${budget:=2.1}"
+    # somewhat below what the uniform 2-bit LM of this size takes: 2.2 and 2.5, header, scales and biases included
+    if [ "${lm_type}" = rnn ]; then : "${budget:=2.1}"; else : "${budget:=2.5}"; fi
 fi
 token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${nbpe}
 exp=exp/${profile}${tag}_${token_tag}
