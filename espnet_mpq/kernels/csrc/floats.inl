@@ -24,8 +24,9 @@ inline V load(const T* p) {
 
 template <class V, class T>
 inline V load_some(const T* p, int64_t n) {
+    if (n >= kLanes) return load<V>(p);
     V v{};
-    std::memcpy(&v, p, n < kLanes ? n * 4 : kLanes * 4);
+    std::memcpy(&v, p, n * 4);
     return v;
 }
 
@@ -43,11 +44,14 @@ inline vf round_even(vf x) {
     return (x + magic) - magic;
 }
 
-// exp to about 2 ulp: 2^n times a polynomial (coefficients of Cephes' expf); NaN stays NaN.
-inline vf exp_v(vf x) {
+// exp to about 2 ulp for x up to `most` <= 88: 2^n times a polynomial (coefficients of Cephes' expf).
+// NaN stays NaN.
+inline vf exp_v(vf x, float most = 88.0f) {
     x = x < splat(-87.3f) ? splat(-87.3f) : x;
-    x = x > splat(88.0f) ? splat(88.0f) : x;
-    const vf n = round_even(x * splat(1.44269504088896341f));
+    x = x > splat(most) ? splat(most) : x;
+    // Behind the addition the lowest bits are n; shifted to the exponent, the others fall out.
+    const vf magic = splat(12582912.0f), sum = x * splat(1.44269504088896341f) + magic;
+    const vf n = sum - magic;
     const vf r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
     vf p = splat(1.9875691500e-4f);
     p = p * r + splat(1.3981999507e-3f);
@@ -56,12 +60,15 @@ inline vf exp_v(vf x) {
     p = p * r + splat(1.6666665459e-1f);
     p = p * r + splat(5.0000001201e-1f);
     p = p * (r * r) + r + splat(1.0f);
-    const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-    return p * (vf)bits;
+    return (vf)((vi)p + ((vi)sum << 23));
 }
 
-inline vf sigmoid_v(vf x) { return splat(1.0f) / (splat(1.0f) + exp_v(-x)); }
-inline vf tanh_v(vf x) { return splat(2.0f) * sigmoid_v(splat(2.0f) * x) - splat(1.0f); }
+// 1 / (1 + exp(-x)) and tanh(x) times it in one division. tanh is 1 beyond 20: no overflow.
+inline vf times_sigmoid(vf y, vf x) { return y / (splat(1.0f) + exp_v(-x)); }
+inline vf tanh_times_sigmoid(vf y, vf x) {
+    const vf e = exp_v(splat(-2.0f) * y, 40.0f), one = splat(1.0f);
+    return (one - e) / ((one + e) * (one + exp_v(-x)));
+}
 
 float quantize(const float* x, int64_t cols, int8_t* q) {
     // Magnitudes compared as integers: NaN is above infinity and so reaches the scale.
@@ -161,10 +168,10 @@ void cell(const float* const* gates, const float* const* bias, int n, const floa
     for (int k = 0; k < n; k += kLanes) {
         vf gate[4];
         for (int g = 0; g < 4; ++g) gate[g] = load<vf>(gates[g] + k) + load<vf>(bias[g] + k);
-        const vf kept = sigmoid_v(gate[1]) * load_some<vf>(c_in + k, n - k);
-        const vf c = kept + sigmoid_v(gate[0]) * tanh_v(gate[2]);
+        const vf kept = times_sigmoid(load_some<vf>(c_in + k, n - k), gate[1]);
+        const vf c = kept + tanh_times_sigmoid(gate[2], gate[0]);
         store_some(c_out + k, c, n - k);
-        store_some(h_out + k, sigmoid_v(gate[3]) * tanh_v(c), n - k);
+        store_some(h_out + k, tanh_times_sigmoid(c, gate[3]), n - k);
     }
 }
 
