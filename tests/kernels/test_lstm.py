@@ -126,6 +126,28 @@ def test_no_state_is_zeros_and_inputs_are_left_alone(kernels):
         assert torch.equal(h, state[0]) and torch.equal(c, state[1])
 
 
+def test_gates_at_every_combination_of_extremes(kernels):
+    """Units whose gates i, f, g, o are off, nearly off, in between or on; tanh's too."""
+    extremes = torch.tensor([-1e4, -45.0, 0.0, 45.0, 90.0])
+    bias = torch.cartesian_prod(*[extremes] * 4).t()
+    arch = architecture("lstm", 3, 4, bias.shape[1], 1)
+    plan = mixed(arch, 0)
+    packed = packed_model(arch, plan, 0)
+    packed.tensors["rnn.bias_ih_l0"] = bias.reshape(-1).contiguous()
+    packed.tensors["rnn.bias_hh_l0"] = torch.zeros(bias.numel())
+    lstm = make_lstm(arch, plan, packed.tensors.__getitem__)
+    parts, (h, c) = arguments(arch, packed), random_state(arch, 2)
+    tokens = torch.tensor([[0], [2]])
+    gates = [parts[f"rnn.l0.{gate}"] for gate in "ifgo"]
+    matrices = [gate[0] for gate in gates] + [gate[1] for gate in gates]
+    x = reference.embedding_activations(tokens[:, 0], parts["embedding"][0])
+    want = reference.lstm_cell(x, h[0], c[0], matrices, list(bias))
+    for path in kernels:
+        _, got = lstm.run(tokens, (h, c), False, path)
+        for mine, theirs in zip(got, want):
+            assert torch.allclose(mine[0], theirs, rtol=0, atol=TOLERANCE), path
+
+
 def test_saturated_gates_and_huge_cells(kernels):
     arch, packed, lstm = built(SIZES[1], 3)
     h, c = random_state(arch, 3)
