@@ -13,8 +13,11 @@ namespace mpq {
 int padded_cols(int64_t cols) { return int((cols + kPadCols - 1) / kPadCols * kPadCols); }
 
 int chunk_blocks(int n_blocks, int n_threads) {
-    const int few = n_threads > 1 ? n_blocks / (2 * n_threads) : n_blocks;
-    return few < 1 ? 1 : few < kChunkBlocks ? few : kChunkBlocks;
+    if (n_threads < 2) return n_blocks < kChunkBlocks ? n_blocks : kChunkBlocks;
+    // As many chunks for each thread, of nearly one size; at least two, as one may come late.
+    const int most = n_threads * kChunkBlocks, turns = (n_blocks + most - 1) / most;
+    const int n_chunks = n_threads * (turns < 2 ? 2 : turns);
+    return (n_blocks + n_chunks - 1) / n_chunks;
 }
 
 void* aligned_new(size_t n_bytes) {
