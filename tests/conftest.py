@@ -62,6 +62,12 @@ def kernels(kernel_library, monkeypatch) -> tuple:
     return dispatch.available_paths()
 
 
+@pytest.fixture
+def float_activations(monkeypatch):
+    """Packed LMs run on the reference, so that they compare with float LMs to the last digits."""
+    monkeypatch.setenv("MPQ_KERNEL", "reference")
+
+
 @pytest.fixture(scope="session")
 def host() -> SimpleNamespace:
     """The host with the plugin registered: .LMTask, .lm_choices, .model_choices, .version."""

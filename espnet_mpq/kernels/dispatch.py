@@ -28,6 +28,7 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "mpq_has_path": (_INT, [_INT]),
     "mpq_n_workers": (_INT, []),
+    "mpq_trim": (None, []),
     "mpq_codes_new": (
         _POINTER,
         [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64, _INT64],
@@ -133,6 +134,11 @@ def needed_library() -> ctypes.CDLL:
     if found is None:
         raise InputError("no kernels", found=why_no_library())
     return found
+
+
+def trim() -> None:
+    """Gives freed memory back to the system: codes of a file are freed between what stays."""
+    needed_library().mpq_trim()
 
 
 def path_number(path: Optional[str] = None) -> int:

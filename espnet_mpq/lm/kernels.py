@@ -70,21 +70,21 @@ def make_matrix(
 
 
 def make_lstm(
-    architecture: Architecture, plan: Plan, tensor: Callable[[str], torch.Tensor]
+    architecture: Architecture,
+    matrix: Callable[[Cluster, Sequence[Part]], KernelMatrix],
+    tensor: Callable[[str], torch.Tensor],
 ) -> KernelLstm:
     """The kernel form of a packed LSTM LM.
 
     Args:
+        matrix: gives the kernel form of parts of a cluster.
         tensor: gives a tensor of the packed file by its name there (CPU).
 
     Raises:
         InputError: the kernels cannot take it; ask why_not first.
     """
     found = {
-        cluster.name: [
-            make_matrix(tensor, cluster, [part], plan.clusters[cluster.name])
-            for part in cluster.parts
-        ]
+        cluster.name: [matrix(cluster, [part]) for part in cluster.parts]
         for cluster in architecture.clusters()
     }
     matrices, biases, nhid = [], [], architecture.nhid

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels.linear import KernelMatrix
-from espnet_mpq.lm.kernels import make_matrix
 from espnet_mpq.lm.packed import PackedLm
 
 # x (..., cols) -> x W^T + bias (..., rows); token ids (...) -> rows of the embedding (..., cols)
@@ -74,4 +73,4 @@ class KernelLayers:
     def _matrix(self, *names: str) -> KernelMatrix:
         cluster, _ = self.parts[f"{names[0]}.weight"]
         parts = [self.parts[f"{name}.weight"][1] for name in names]
-        return make_matrix(self.lm.tensor, cluster, parts, self.lm.plan.clusters[cluster.name])
+        return self.lm.matrix(cluster, parts)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, NamedTuple, Sequence, Tuple
 
 import torch
 
+from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.kernels.linear import KernelMatrix
 from espnet_mpq.kernels.reference import dequantize_linear
+from espnet_mpq.lm.kernels import make_matrix, stored_name
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.layout import DTYPES, codes_name, scales_name, tensor_specs, weight_name
@@ -16,12 +19,25 @@ from espnet_mpq.plan import Plan
 from espnet_mpq.quant.grid import make_grid
 
 
+class _Held(NamedTuple):
+    """Where a tensor of the file is: rows start to stop of a kernel form."""
+
+    matrix: KernelMatrix
+    start: int
+    stop: int
+
+    def tensor(self) -> torch.Tensor:
+        return self.matrix.stored()[self.start : self.stop].clone()
+
+
 class PackedLm(torch.nn.Module):
     """Holds the tensors of a packed file; subclasses compute from them.
 
-    Buffers hold exactly the tensors of the packed file; there are no parameters. What a subclass
-    makes from them (float weights, kernel forms) it keeps in the attributes that MADE names:
-    they are None until the first call and after every load, move and cast.
+    Buffers hold exactly the tensors of the packed file; there are no parameters. Memory holds
+    codes and 16- and 32-bit weights once: a part whose kernel form was asked for (matrix) has no
+    buffer until the module moves or is cast; `tensor`, copies and state dicts make it anew.
+    What a subclass makes from all that (float weights, kernel forms) it keeps in the attributes
+    that MADE names: they are None until the first call and after every load, move and cast.
     Inference only: the module stays in eval mode and gives no gradients.
 
     Args:
@@ -39,6 +55,8 @@ class PackedLm(torch.nn.Module):
         self.architecture = architecture
         self.plan = plan
         self.filled = False
+        self._matrices: Dict[Tuple[str, ...], KernelMatrix] = {}
+        self._held: Dict[str, _Held] = {}
         self._forget()
         for spec in tensor_specs(architecture, plan):
             empty = torch.zeros(spec.shape, dtype=DTYPES[spec.dtype][0])
@@ -51,12 +69,35 @@ class PackedLm(torch.nn.Module):
         device = self.device
         for name, tensor in packed.tensors.items():
             self._buffers[_buffer_name(name)] = tensor.to(device)
+        self._matrices, self._held = {}, {}
         self._forget()
         self.filled = True
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the packed file by its name there."""
-        return self._buffers[_buffer_name(name)]
+        """A tensor of the packed file by its name there; made anew where a kernel form has it."""
+        tensor = self._buffers[_buffer_name(name)]
+        return self._held[name].tensor() if tensor is None else tensor
+
+    def matrix(self, cluster: Cluster, parts: Sequence[Part]) -> KernelMatrix:
+        """The kernel form of parts of one cluster, their rows stacked.
+
+        From now on it holds them in place of their buffers.
+
+        Raises:
+            InputError: no kernels, or they cannot take it.
+        """
+        spec = self.plan.clusters[cluster.name]
+        names = tuple(stored_name(cluster, part, spec) for part in parts)
+        if names not in self._matrices:
+            # Of two threads the first one's is kept; in this order `tensor` finds every tensor.
+            made = make_matrix(self.tensor, cluster, parts, spec)
+            matrix, start = self._matrices.setdefault(names, made), 0
+            for name, part in zip(names, parts):
+                stop = start + part.shape[0]
+                self._held[name] = _Held(matrix, start, stop)
+                self._buffers[_buffer_name(name)] = None
+                start = stop
+        return self._matrices[names]
 
     @property
     def device(self) -> torch.device:
@@ -102,9 +143,15 @@ class PackedLm(torch.nn.Module):
             )
 
     def _forget(self) -> None:
-        """Drop what was made from the buffers."""
+        """Drop what was made; all tensors of the file are in buffers again."""
+        self._buffers.update(self._restored())
+        self._matrices, self._held = {}, {}
         for name in self.MADE:
             setattr(self, name, None)
+
+    def _restored(self) -> Dict[str, torch.Tensor]:
+        """The buffers that kernel forms took the place of, by their names as buffers."""
+        return {_buffer_name(name): held.tensor() for name, held in self._held.items()}
 
     def train(self, mode: bool = True) -> "PackedLm":
         """Stays in eval mode: packed weights cannot be trained."""
@@ -133,10 +180,15 @@ class PackedLm(torch.nn.Module):
 
     def __getstate__(self):
         """Copies and pickles carry the packed form only."""
-        return {**self.__dict__, **dict.fromkeys(self.MADE)}
+        state = {**self.__dict__, **dict.fromkeys(self.MADE), "_matrices": {}, "_held": {}}
+        return {**state, "_buffers": {**self._buffers, **self._restored()}}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update((prefix + name, t) for name, t in self._restored().items())
 
     def extra_repr(self) -> str:
-        n_bytes = sum(t.numel() * t.element_size() for t in self._buffers.values())
+        n_bytes = sum(spec.n_bytes for spec in tensor_specs(self.architecture, self.plan))
         return f"{self.architecture.describe()}, {n_bytes} bytes"
 
 

@@ -70,7 +70,8 @@ class PackedRnn(PackedLm):
         if self._lstm is None:
             path = runnable(self.architecture, self.plan, self.device, self.dtype)
             if path is not None:
-                self._lstm = make_lstm(self.architecture, self.plan, self.tensor)
+                self._lstm = make_lstm(self.architecture, self.matrix, self.tensor)
+                dispatch.trim()
         else:  # moves and casts drop it, so it still fits
             path = dispatch.choose()
         if path not in (None, dispatch.REFERENCE):

@@ -109,6 +109,7 @@ class PackedTransformer(PackedLm):
         if runnable(self.architecture, self.plan, self.device, self.dtype):
             if self._kernels is None:
                 self._kernels = _Network(self, KernelLayers(self))
+                dispatch.trim()
             return self._kernels
         # A replica on another device shares this attribute, so the device is part of the key.
         key = (self.device, self.dtype)

@@ -55,7 +55,7 @@ def test_same_number_as_the_host(host, fp_exp, kaldi_text_file, text_file, tmp_p
 
 
 def test_packed_and_quantized_directories(
-    host, packed_exp, quantized_exp, kaldi_text_file, tmp_path
+    host, packed_exp, quantized_exp, kaldi_text_file, tmp_path, float_activations
 ):
     """The host's command takes the packed file too, and all four numbers agree."""
     numbers = []

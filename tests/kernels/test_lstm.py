@@ -9,7 +9,7 @@ import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import reference
-from espnet_mpq.lm.kernels import make_lstm
+from espnet_mpq.lm.kernels import make_lstm, make_matrix
 from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
 from espnet_mpq.quant.grid import make_grid
 
@@ -26,7 +26,12 @@ def built(sizes, seed):
     arch = architecture("lstm", *sizes)
     plan = mixed(arch, seed)
     packed = packed_model(arch, plan, seed)
-    return arch, packed, make_lstm(arch, plan, packed.tensors.__getitem__)
+    tensor = packed.tensors.__getitem__
+
+    def matrix(cluster, parts):
+        return make_matrix(tensor, cluster, parts, plan.clusters[cluster.name])
+
+    return arch, packed, make_lstm(arch, matrix, tensor)
 
 
 def arguments(arch, packed) -> dict:

@@ -16,6 +16,8 @@ MPQ_API int mpq_abi_version();
 MPQ_API int mpq_has_path(int path);
 // Threads of the library that exist, asleep or at work; never more than the last n_threads - 1.
 MPQ_API int mpq_n_workers();
+// Gives memory that was freed back to the system, where the C library can.
+MPQ_API void mpq_trim();
 
 // codes (rows, ceil(cols * bits / 8)) as in packed/FORMAT.md; at 8 bits levels are consecutive.
 // scales (scale_rows, ceil(cols / group_size)); scale_rows is 1 or rows, group_size 1 to cols.

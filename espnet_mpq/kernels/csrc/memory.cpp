@@ -1,12 +1,21 @@
 // Aligned memory, the scratch memory of a thread, and the layout of activations.
-#include "kernels.h"
-
+#include <cstdlib>
+#include <cstring>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-#include <cstdlib>
-#include <cstring>
+#include "api.h"
+#include "kernels.h"
+
+MPQ_API void mpq_trim() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 
 namespace mpq {
 

@@ -63,6 +63,9 @@ public:
                 const uint64_t number = state_.load() >> 8;
                 threads_.emplace_back([this, i = n_workers(), number] { work(i, number); });
                 ++n_workers_;
+#ifdef __linux__
+                pthread_setname_np(threads_.back().native_handle(), "mpq-worker");
+#endif
             }
         } catch (...) {
         }
@@ -96,9 +99,6 @@ private:
     }
 
     void work(int index, uint64_t last) {
-#ifdef __linux__
-        pthread_setname_np(pthread_self(), "mpq-worker");
-#endif
         for (;;) {
             uint64_t state = wait_for_job(index, last);
             if (index >= wanted_.load()) return;

@@ -12,6 +12,8 @@ def float_activations(monkeypatch):
     """Scores compare to four decimals here; test_kernels.py decodes with int8 activations."""
     monkeypatch.setenv("MPQ_KERNEL", "reference")
 
+pytestmark = pytest.mark.usefixtures("float_activations")
+
 
 @pytest.fixture(scope="module")
 def speech():

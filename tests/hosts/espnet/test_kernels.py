@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from espnet_mpq.plan import ClusterSpec, uniform_plan
+from espnet_mpq.plan import uniform_plan
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,13 @@ def test_beam_search(lm, int8_exp, asr_exp, kernels, monkeypatch):
     assert best[1:] == pytest.approx(best_float[1:], rel=5e-3) and best[2] != best_float[2]
 
 
-def test_plans_that_have_no_kernel_still_decode(host, packed_exp, kernels):
+def test_mixed_plans_with_float_clusters_run_on_the_kernels(host, packed_exp, kernels):
+    """1, 2, 4, 8 and 16 bits in one LM, with scales of rows and of clusters."""
     model, _ = host.LMTask.build_model_from_file(str(packed_exp.config), str(packed_exp.checkpoint))
-    assert "has 16 bits" in model.lm.packed.kernel()
-    assert ClusterSpec(16) in model.lm.plan.clusters.values()
+    assert model.lm.packed.kernel() == kernels[-1]
+    assert {spec.bits for spec in model.lm.plan.clusters.values()} == {1, 2, 4, 8, 16}
+    ids = torch.randint(1, 31, (5, 7), generator=torch.Generator().manual_seed(1))
+    got, _ = model.lm(ids, None)
+    model.lm.double()
+    want, _ = model.lm(ids, None)
+    assert want.dtype == torch.float64 and torch.allclose(got.double(), want, atol=0.05)

@@ -166,7 +166,9 @@ def test_packed_file_beside_another_lm(host, fp_exp, tmp_path):
         host.LMTask.build_model_from_file(None, copied / "packed.safetensors")
 
 
-def test_packed_file_is_loaded_strictly(host, packed_exp, quantized_exp, tmp_path):
+def test_packed_file_is_loaded_strictly(
+    host, packed_exp, quantized_exp, tmp_path, float_activations
+):
     model, args = host.LMTask.build_model_from_file(None, str(packed_exp.checkpoint))
     assert args.lm == "mpq_packed_rnn" and type(model.lm).__name__ == "MpqPackedRNNLM"
     float_model, _ = host.LMTask.build_model_from_file(
