@@ -126,21 +126,26 @@ def _check_options(args: argparse.Namespace) -> None:
 def _options(args: argparse.Namespace, phase: str):
     from espnet_mpq.search.nas import NasOptions
 
-    relaxation = args.relaxation or ("softmax" if args.mode == JOINT else "gumbel")
-    return NasOptions(
-        budget=args.budget,
-        budget_bytes=args.budget_bytes,
+    storage = dict(
         bits=tuple(sorted(set(args.bits))),
         grid=args.grid,
         tying=args.tying,
         group_size=args.group_size,
         phase=phase,
+    )
+    if phase == "weights":  # serves every budget and every second phase
+        return NasOptions(**storage)
+    relaxation = args.relaxation or ("softmax" if args.mode == JOINT else "gumbel")
+    return NasOptions(
+        budget=args.budget,
+        budget_bytes=args.budget_bytes,
         relaxation=relaxation,
         temperature=args.temperature,
         final_temperature=args.final_temperature,
         lr=args.lr,
         penalty=args.penalty,
         beta=args.beta,
+        **storage,
     )
 
 

@@ -24,7 +24,7 @@ class NasOptions:
 
     Attributes:
         budget: effective bits of the whole packed file (8 x bytes / weights), or None when
-            ``budget_bytes`` says it in bytes.
+            ``budget_bytes`` says it in bytes. The phase "weights" needs neither.
         bits: candidates of every cluster.
         grid, tying, group_size, scale_dtype: of every candidate, as in a plan.
         phase: what is trained. "joint": weights and architecture together (Xu et al. 2021);
@@ -84,10 +84,11 @@ class NasOptions:
                 raise InputError(
                     f"nas.{name}", found=repr(getattr(self, name)), expected=" or ".join(known)
                 )
-        if (self.budget is None) == (self.budget_bytes is None):
+        n_budgets = (self.budget is not None) + (self.budget_bytes is not None)
+        if n_budgets > 1 or (n_budgets == 0 and self.phase != "weights"):
             raise InputError(
                 "nas.budget (effective bits) or nas.budget_bytes",
-                found="both" if self.budget is not None else "none",
+                found="both" if n_budgets else "none",
                 expected="one of them",
             )
         positive = ["temperature", "final_temperature", "lr", "rho", "multiplier_rate"]
@@ -148,7 +149,7 @@ class Mixture(torch.nn.Module):
         clusters: of the LM.
         options: NasOptions.
         fixed_n_bytes: bytes of the packed file besides the clusters' codes and scales.
-        budget_n_bytes: of the whole file.
+        budget_n_bytes: of the whole file; None: none (phase "weights").
 
     Attributes:
         logits: float32 (n_clusters * n_bits,), cluster by cluster. One-dimensional, so that it is
@@ -168,12 +169,12 @@ class Mixture(torch.nn.Module):
         clusters: Sequence[Cluster],
         options: NasOptions,
         fixed_n_bytes: int,
-        budget_n_bytes: int,
+        budget_n_bytes: Optional[int],
     ):
         super().__init__()
         self.options = options
         self.names = [cluster.name for cluster in clusters]
-        self.fixed_n_bytes, self.budget_n_bytes = fixed_n_bytes, budget_n_bytes
+        self.fixed_n_bytes = fixed_n_bytes
         table = [
             [cluster_n_bytes(c, s, options.scale_dtype) for s in options.specs().values()]
             for c in clusters
@@ -182,15 +183,18 @@ class Mixture(torch.nn.Module):
         self.logits = torch.nn.Parameter(torch.zeros(len(self.names) * len(options.bits)))
         self.temperature = options.temperature
         least = fixed_n_bytes + sum(map(min, table))
-        if budget_n_bytes < least:
+        uniform = [fixed_n_bytes + sum(row[n] for row in table) for n in range(len(options.bits))]
+        self.budget_n_bytes = max(uniform) if budget_n_bytes is None else budget_n_bytes
+        if self.budget_n_bytes < least:
             raise InputError(
                 "the budget is too small for this LM (header, scales and biases count)",
                 found=f"{budget_n_bytes} bytes",
                 expected=f"at least {least} bytes",
             )
-        uniform = [fixed_n_bytes + sum(row[n] for row in table) for n in range(len(options.bits))]
-        fitting = [b for b, size in zip(options.bits, uniform) if size <= budget_n_bytes]
+        fitting = [b for b, size in zip(options.bits, uniform) if size <= self.budget_n_bytes]
         self.start_bits = fitting[-1] if fitting else options.bits[0]
+        if budget_n_bytes is None:
+            self.start_bits = options.bits[(len(options.bits) - 1) // 2]
 
     def _apply(self, function, *args, **kwargs):
         # Bytes stay float64, whatever .half() or .to(dtype) make of the LM.
@@ -225,7 +229,7 @@ class Mixture(torch.nn.Module):
         """Cluster -> its most probable bits.
 
         Equal logits, as before any update: the largest bits that fit the budget when all
-        clusters have them.
+        clusters have them; without a budget the middle one of the candidates.
         """
         best = {}
         for name, row in zip(self.names, self.rows().tolist()):

@@ -76,10 +76,17 @@ def test_pipelined_search_gives_a_plan_and_is_taken_up(
     before, entries = checkpoint.stat().st_mtime_ns, table.to_dict()["entries"]
     assert run(*words) == 0
     assert checkpoint.stat().st_mtime_ns == before
-    words = ["--lm_exp", fp_exp.path, "--text", text_file, "--output_dir", tmp_path / "read"]
-    assert run(*words, "--nas_exp", out / "architecture" / "exp") == 0
+    read = ["--lm_exp", fp_exp.path, "--text", text_file, "--output_dir", tmp_path / "read"]
+    assert run(*read, "--nas_exp", out / "architecture" / "exp") == 0
     for folder in (out, tmp_path / "read"):
         assert json.loads((folder / "sensitivity.json").read_text())["entries"] == entries
+
+    # Another budget and other steps: the first phase serves again.
+    first = (out / "weights" / "exp" / "checkpoint.pth").stat().st_mtime_ns
+    more = ["--budget", BUDGET + 2, "--lr", 0.1, "--nas_epochs", 2, "--nas_updates", 1]
+    assert run(*words, *more) == 0
+    assert (out / "weights" / "exp" / "checkpoint.pth").stat().st_mtime_ns == first
+    assert (out / "architecture" / "exp.old").is_dir()
 
 
 def test_joint_search_with_the_printed_penalty(fp_exp, text_file, train_config, tmp_path, capsys):

@@ -87,6 +87,8 @@ def test_one_best_and_its_ties():
     fits_4_bits = mixture().choice_n_bytes(dict.fromkeys("abc", 4))
     m = mixture(budget=fits_4_bits).eval()
     assert m.draw() == {"a": 4, "b": 4, "c": 4}
+    free = Mixture(CLUSTERS, NasOptions(phase="weights"), FIXED, None)
+    assert free.one_best() == {"a": 2, "b": 2, "c": 2}
     assert mixture(budget=fits_4_bits - 1).one_best() == {"a": 2, "b": 2, "c": 2}
     set_rows(m, [[0.0, 1.0, 0.5, 0.9], [3.0, 1.0, 0.5, 0.9], [0.0, 1.0, 0.5, 7.0]])
     assert m.draw() == {"a": 2, "b": 1, "c": 8}

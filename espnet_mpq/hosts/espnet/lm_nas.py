@@ -32,7 +32,8 @@ class NasLm:
     every forward pass draws the mixture (search/nas.py says how). In eval mode the LM is its
     one-best path with optimal scales, bit for bit the LM that `mpq plan` and post-training
     quantization would make of these weights; so valid.loss is that of a quantized LM. Before
-    the logits were trained that path is the largest uniform bit-width within the budget.
+    the logits were trained that path is the largest uniform bit-width within the budget (phase
+    "weights" without one: the middle candidate).
 
     Args:
         vocab_size: as in the host.
@@ -55,7 +56,7 @@ class NasLm:
         rest = rest_parameters(self, clusters)
         fixed = fixed_n_bytes(architecture, clusters, rest, options)
         budget = options.budget_bytes
-        if budget is None:
+        if options.budget is not None:
             # Floor: the plan may not exceed the budget by one bit.
             budget = int(options.budget * total_n_weights(clusters, rest) / 8)
         self.candidates = Candidates(self, clusters, options)
