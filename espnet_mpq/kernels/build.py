@@ -27,14 +27,16 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 FLAGS += ["-pthread"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # One instruction set per file; what is compiled here is chosen when the library runs.
+AVX512_FLAGS = [
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    "-mprefer-vector-width=512",
+    # GCC 12's own intrinsics header sets these off (GCC bug 105593).
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+]
 X86_FLAGS = {
     "path_avx2.cpp": ["-mavx2", "-mno-fma"],
-    "path_avx512.cpp": [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-        "-mprefer-vector-width=512",
-        # GCC 12's own intrinsics header sets these off (GCC bug 105593).
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ],
+    "path_avx512.cpp": AVX512_FLAGS,
+    "path_avx512vbmi.cpp": [*AVX512_FLAGS, "-mavx512vbmi"],
 }
 ARM64_FLAGS = {"path_neon.cpp": [], "path_neon_dot.cpp": ["-march=armv8.2-a+dotprod"]}
 

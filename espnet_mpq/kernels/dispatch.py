@@ -15,7 +15,7 @@ from espnet_mpq.errors import InputError, near_matches
 from espnet_mpq.kernels.build import LIBRARY
 
 # In the library's numbering, slowest first. "reference" is torch with float activations.
-PATHS = ("scalar", "avx2", "avx512", "neon")
+PATHS = ("scalar", "avx2", "avx512", "avx512vbmi", "neon")
 REFERENCE, AUTO = "reference", "auto"
 ABI_VERSION = 2
 FAILURES = {

@@ -23,7 +23,7 @@ from espnet_mpq.kernels import build
 
 SOURCE = Path(__file__).resolve().parent / "csrc" / "roof.cpp"
 # The kernels' numbering; the scalar path has no fixed instructions, so it has no roof.
-NUMBERS = {"avx2": 1, "avx512": 2, "neon": 3}
+NUMBERS = {"avx2": 1, "avx512": 2, "avx512vbmi": 2, "neon": 4}
 
 
 @lru_cache(maxsize=None)

@@ -22,10 +22,12 @@ SIZES += [(33, 130, 130, 3, True), (150, 16, 140, 2, False)]
 TOLERANCE = 5e-6
 
 
-def built(sizes, seed):
+def built(sizes, seed, **more):
+    """``more``: tensors in place of the random ones, by name."""
     arch = architecture("lstm", *sizes)
     plan = mixed(arch, seed)
     packed = packed_model(arch, plan, seed)
+    packed.tensors.update(more)
     tensor = packed.tensors.__getitem__
 
     def matrix(cluster, parts):
@@ -135,12 +137,8 @@ def test_gates_at_every_combination_of_extremes(kernels):
     """Units whose gates i, f, g, o are off, nearly off, in between or on; tanh's too."""
     extremes = torch.tensor([-1e4, -45.0, 0.0, 45.0, 90.0])
     bias = torch.cartesian_prod(*[extremes] * 4).t()
-    arch = architecture("lstm", 3, 4, bias.shape[1], 1)
-    plan = mixed(arch, 0)
-    packed = packed_model(arch, plan, 0)
-    packed.tensors["rnn.bias_ih_l0"] = bias.reshape(-1).contiguous()
-    packed.tensors["rnn.bias_hh_l0"] = torch.zeros(bias.numel())
-    lstm = make_lstm(arch, plan, packed.tensors.__getitem__)
+    more = {"rnn.bias_ih_l0": bias.flatten(), "rnn.bias_hh_l0": torch.zeros(bias.numel())}
+    arch, packed, lstm = built((3, 4, bias.shape[1], 1), 0, **more)
     parts, (h, c) = arguments(arch, packed), random_state(arch, 2)
     tokens = torch.tensor([[0], [2]])
     gates = [parts[f"rnn.l0.{gate}"] for gate in "ifgo"]

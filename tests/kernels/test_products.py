@@ -108,6 +108,23 @@ def test_the_widest_matrix_stays_inside_32_bits(kernels, levels):
             assert torch.equal(product.product(x[:batch], path).long(), want[:batch]), path
 
 
+@pytest.mark.parametrize("levels", [levels for levels in GRIDS if len(levels) == 2], ids=str)
+@pytest.mark.parametrize("cols", (*WIDTHS, 65536))
+def test_many_rows_of_one_bit(kernels, levels, cols):
+    """Rows enough for tables of partial sums, where a path has them; extremes among them."""
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 2, (5, cols), dtype=torch.uint8, generator=generator)
+    codes[0], codes[1] = 0, 1
+    x = torch.randint(-128, 128, (11, cols), generator=generator).to(torch.int8)
+    x[0], x[1] = -128, 127
+    _, arguments = matrix(codes, levels)
+    product, _ = matrix(codes.repeat(81, 1), levels)
+    want = packed_product_int8(x, *arguments).to(torch.int32).repeat(1, 81)
+    for path in kernels:
+        for batch in (1, 2, 3, 4, 5, 6, 7, 8, 11) if cols < 65536 else (11,):
+            assert torch.equal(product.product(x[:batch], path), want[:batch]), (path, batch)
+
+
 @settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_shapes_and_contents(kernels, data):
@@ -116,7 +133,8 @@ def test_random_shapes_and_contents(kernels, data):
         | st.lists(st.integers(-128, 127), min_size=2, max_size=16, unique=True).map(sorted)
     )
     cols = data.draw(st.sampled_from(WIDTHS) | st.integers(1, 200))
-    rows, batch = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 130))
+    rows = data.draw(st.integers(1, 150) | st.just(400))
+    batch = data.draw(st.integers(1, 130))
     offset, split = data.draw(st.integers(0, 63)), data.draw(st.integers(0, batch))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     codes = torch.randint(0, len(levels), (rows, cols), dtype=torch.uint8, generator=generator)

@@ -12,14 +12,14 @@ struct Lstm;
 }  // namespace mpq
 
 MPQ_API int mpq_abi_version();
-// 0 scalar, 1 avx2, 2 avx512, 3 neon
+// 0 scalar, 1 avx2, 2 avx512, 3 avx512vbmi, 4 neon
 MPQ_API int mpq_has_path(int path);
 // Threads of the library that exist, asleep or at work; never more than the last n_threads - 1.
 MPQ_API int mpq_n_workers();
 // Gives memory that was freed back to the system, where the C library can.
 MPQ_API void mpq_trim();
 
-// codes (rows, ceil(cols * bits / 8)) as in packed/FORMAT.md; at 8 bits levels are consecutive.
+// codes (rows, ceil(cols * bits / 8)) as in packed/FORMAT.md; levels ascend, at 8 bits one by one.
 // scales (scale_rows, ceil(cols / group_size)); scale_rows is 1 or rows, group_size 1 to cols.
 MPQ_API mpq::Weights* mpq_codes_new(const uint8_t* codes, int64_t rows, int64_t cols, int bits,
                                     const int8_t* levels, int n_levels, const float* scales,

@@ -12,6 +12,7 @@ constexpr int kBlockRows = 16;     // rows of a block: the int32 lanes of one 51
 constexpr int kPadCols = 32;       // columns are padded to this: 4 columns x 8 codes a byte at 1 bit
 constexpr int kMaxCols = 65536;    // 128 * 128 * cols stays inside int32
 constexpr int kMaxBatch = 120;     // larger batches are cut, so that scratch memory stays small
+constexpr int kTablesPerByte = 8;  // 16 sums of 4 activations, 2 bytes each
 constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues
 
 // Codes of a packed matrix, or of one group of its columns, in the kernels' layout. A block is 16
@@ -64,19 +65,25 @@ struct Path {
     void (*cell)(const float* const* gates, const float* const* bias, int n, const float* c_in,
                  float* c_out, float* h_out);
     void (*log_softmax)(float* x, int64_t n);
+    // Null, or products of 1-bit matrices from tables instead of x: kTablesPerByte bytes for each of x.
+    void (*tabulate)(const int8_t* x, int n_packs, int batch, uint8_t* tables);
+    void (*product_of_tables)(const Matrix& m, const uint8_t* tables, const int32_t* sums, int batch,
+                              int first_block, int n_blocks, int32_t* y);
 };
 
 extern const Path kScalar;
 #ifdef MPQ_X86
 extern const Path kAvx2;
 extern const Path kAvx512;
+Path avx512_with_tables();
 #endif
 #ifdef MPQ_ARM64
 extern const Path kNeon;
 extern const Path kNeonDot;
 #endif
 
-// The path of a number (0 scalar, 1 avx2, 2 avx512, 3 neon), null where this machine has not got it.
+// The path of a number (0 scalar, 1 avx2, 2 avx512, 3 avx512vbmi, 4 neon), null where this machine has
+// not got it.
 const Path* find_path(int path);
 
 int padded_cols(int64_t cols);

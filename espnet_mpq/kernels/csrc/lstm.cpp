@@ -140,7 +140,7 @@ struct Run {
 
     void arrange(Input& x, const Weights* const* w, int n) {
         if (any_codes(w, n)) x.quantize(path);
-        x.arrange(w, n);
+        x.arrange(path, w, n);
     }
 
     // Codes with one scale a row are int8 activations already; other rows are quantized as any.
@@ -164,7 +164,7 @@ struct Run {
             for (int64_t k = 0; k < lstm.unit; ++k) row[k] = uint8_t(levels[row[k]]);
             in.scales[b] = m.scales[token];
         }
-        in.arrange(next, 4);
+        in.arrange(path, next, 4);
     }
 
     void layer(int l, const float* h_in, const float* c_in, float* h_out, float* c_out) {

@@ -35,13 +35,18 @@ const Path* find_path(int path) {
 #ifdef MPQ_X86
     __builtin_cpu_init();
     if (path == 1 && __builtin_cpu_supports("avx2")) return &kAvx2;
-    if (path == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool has_avx512 =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
-        return &kAvx512;
+        __builtin_cpu_supports("avx512vnni");
+    if (path == 2 && has_avx512) return &kAvx512;
+    if (path == 3 && has_avx512 && __builtin_cpu_supports("avx512vbmi")) {
+        static const Path with_tables = avx512_with_tables();
+        return &with_tables;
+    }
 #endif
 #ifdef MPQ_ARM64
-    if (path == 3) return has_dot_products() ? &kNeonDot : &kNeon;
+    if (path == 4) return has_dot_products() ? &kNeonDot : &kNeon;
 #endif
     return nullptr;
 }
@@ -59,9 +64,8 @@ namespace {
 bool are_levels(int bits, const int8_t* levels, int n_levels) {
     if ((bits != 1 && bits != 2 && bits != 4 && bits != 8) || n_levels < 1 || n_levels > 1 << bits)
         return false;
-    if (bits == 8)
-        for (int i = 0; i < n_levels; ++i)
-            if (levels[i] != levels[0] + i) return false;
+    for (int i = 1; i < n_levels; ++i)
+        if (levels[i] <= levels[i - 1] || (bits == 8 && levels[i] != levels[0] + i)) return false;
     return true;
 }
 

@@ -73,6 +73,7 @@ void product(const mpq::Matrix& m, const int8_t* x, const int32_t* sums, int bat
 
 namespace mpq {
 
-const Path kAvx2 = {"avx2", product, quantize, dequantize, float_product, add, cell, log_softmax};
+const Path kAvx2 = {"avx2", product, quantize, dequantize, float_product, add, cell,
+                    log_softmax, nullptr, nullptr};
 
 }  // namespace mpq

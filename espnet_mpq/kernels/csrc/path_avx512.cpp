@@ -68,6 +68,7 @@ struct Isa {
 
 namespace mpq {
 
-const Path kAvx512 = {"avx512", product_of<Isa, false>, quantize, dequantize, float_product, add, cell, log_softmax};
+const Path kAvx512 = {"avx512", product_of<Isa, false>, quantize, dequantize, float_product, add, cell,
+                      log_softmax, nullptr, nullptr};
 
 }  // namespace mpq

@@ -17,7 +17,8 @@ namespace mpq {
 size_t Input::form_n_bytes(const Weights& w, int batch) {
     if (!w.n_groups) return 0;
     const size_t x = size_t(w.n_groups) * padded_cols(w.group_size) * batch;
-    return Arena::padded(x) + Arena::padded(size_t(w.n_groups) * batch * 4);
+    const size_t tables = w.bits == 1 ? x * kTablesPerByte : 0;
+    return Arena::padded(x) + Arena::padded(size_t(w.n_groups) * batch * 4) + tables;
 }
 
 size_t Input::n_bytes(int64_t cols, int batch, size_t form_n_bytes, int n_forms) {
@@ -41,7 +42,10 @@ static const Input::Form* find_form(const Input& in, const Weights& w) {
     return nullptr;
 }
 
-void Input::arrange(const Weights* const* w, int n) {
+// Fewer rows do not pay for the making of the tables.
+constexpr int kTableRows = 384;
+
+void Input::arrange(const Path& path, const Weights* const* w, int n) {
     n_forms = 0;
     for (int k = 0; k < n; ++k) {
         if (!w[k]->n_groups || find_form(*this, *w[k])) continue;
@@ -53,7 +57,30 @@ void Input::arrange(const Weights* const* w, int n) {
         for (int g = 0; g < w[k]->n_groups; ++g)
             interleave(q + g * form.group_size, cols, w[k]->groups[g].cols, batch,
                        form.x + g * n_padded * batch, form.sums + g * batch);
+        form.tables = nullptr;
+        int64_t rows = 0;
+        for (int other = k; other < n; ++other)
+            if (w[other]->bits == 1 && w[other]->group_size == form.group_size) rows += w[other]->rows;
+        if (!path.tabulate || rows < kTableRows) continue;
+        const size_t sums_n_bytes = Arena::padded(size_t(w[k]->n_groups) * batch * 4);
+        form.tables = reinterpret_cast<uint8_t*>(form.sums) + sums_n_bytes;
+        for (int g = 0; g < w[k]->n_groups; ++g) {
+            const int n_packs = padded_cols(w[k]->groups[g].cols) / 32;    // of 1 bit
+            path.tabulate(form.x + g * n_padded * batch, n_packs, batch,
+                          form.tables + g * n_padded * batch * kTablesPerByte);
+        }
     }
+}
+
+static void product_of_group(const Path& path, const Weights& w, int g, const Input::Form& form,
+                             int batch, int block, int n_blocks, int32_t* y) {
+    const Matrix& m = w.groups[g];
+    const size_t at = size_t(g) * padded_cols(w.group_size) * batch;
+    const int32_t* sums = form.sums + g * batch;
+    if (m.bits == 1 && form.tables)
+        path.product_of_tables(m, form.tables + at * kTablesPerByte, sums, batch, block, n_blocks, y);
+    else
+        path.product(m, form.x + at, sums, batch, block, n_blocks, y);
 }
 
 void multiply(const Path& path, const Weights& w, const Input& x, int block, int n_blocks, void* y,
@@ -68,13 +95,11 @@ void multiply(const Path& path, const Weights& w, const Input& x, int block, int
         return;
     }
     const Input::Form& form = *find_form(x, w);
-    const size_t group_n_bytes = size_t(padded_cols(w.group_size)) * x.batch;
     int32_t* from = static_cast<int32_t*>(y);
     for (int g = 0; g < w.n_groups; ++g) {
         const Matrix& m = w.groups[g];
         const bool last = g == w.n_groups - 1;
-        path.product(m, form.x + g * group_n_bytes, form.sums + g * x.batch, x.batch, block, n_blocks,
-                     from);
+        product_of_group(path, w, g, form, x.batch, block, n_blocks, from);
         for (int b = 0; b < x.batch; ++b) {
             const size_t at = size_t(b) * n_padded;
             path.dequantize(from + at, x.scales[b], m.scales + block * 16, sum ? sum + at : nullptr,
@@ -138,17 +163,14 @@ MPQ_API int mpq_product(const Weights* w, const int8_t* x, int64_t batch, int32_
     for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
         in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
         std::memcpy(in.q, x + first * w->cols, size_t(in.batch) * w->cols);
-        in.arrange(&w, 1);
+        in.arrange(*p, &w, 1);
         mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
             const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
             const int64_t row = int64_t(block) * 16;
             const size_t n = size_t(std::min<int64_t>(w->rows - row, n_blocks * 16));
             int32_t* from = static_cast<int32_t*>(scratch.of(slot));
             for (int g = 0; g < w->n_groups; ++g) {
-                const Input::Form& form = in.forms[0];
-                const size_t at = size_t(g) * mpq::padded_cols(w->group_size) * in.batch;
-                p->product(w->groups[g], form.x + at, form.sums + g * in.batch, in.batch, block, n_blocks,
-                           from);
+                mpq::product_of_group(*p, *w, g, in.forms[0], in.batch, block, n_blocks, from);
                 for (int b = 0; b < in.batch; ++b)
                     std::memcpy(y + (g * batch + first + b) * w->rows + row, from + b * n_blocks * 16,
                                 n * 4);
@@ -172,7 +194,7 @@ MPQ_API int mpq_linear(const Weights* w, const float* x, int64_t batch, const fl
         in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
         in.rows = x + first * w->cols;
         if (w->n_groups) in.quantize(*p);
-        in.arrange(&w, 1);
+        in.arrange(*p, &w, 1);
         mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
             const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
             const int64_t row = int64_t(block) * 16;

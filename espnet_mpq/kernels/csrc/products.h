@@ -18,8 +18,9 @@ void float_row(const Weights& w, int64_t row, float* out);
 struct Input {
     struct Form {
         int64_t group_size;
-        int8_t* x;        // one interleaved array for each group of columns
-        int32_t* sums;    // (n_groups, batch)
+        int8_t* x;          // one interleaved array for each group of columns
+        int32_t* sums;      // (n_groups, batch)
+        uint8_t* tables;    // kTablesPerByte bytes for each of x, for 1-bit matrices, or null
     };
     int batch;
     int64_t cols;
@@ -35,7 +36,7 @@ struct Input {
     void allocate(Arena& arena, int64_t cols, int batch, size_t form_n_bytes, int n_forms);
     void quantize(const Path& path);
     // Forms of q for n matrices, at most four of different groups.
-    void arrange(const Weights* const* w, int n);
+    void arrange(const Path& path, const Weights* const* w, int n);
 };
 
 // Scratch for `multiply` of n_blocks rows.

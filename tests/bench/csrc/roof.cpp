@@ -141,14 +141,14 @@ void read_plain(const char* p, size_t n) {
 
 }  // namespace
 
-// Multiply-adds a second; path as in the kernels' numbering (1 avx2, 2 avx512, 3 neon), 0 for others.
+// Multiply-adds a second; path as in the kernels' numbering (1 avx2, 2 avx512, 4 neon), 0 for others.
 extern "C" double roof_macs(int path, int n_threads, double seconds) {
     double (*work)() = nullptr;
 #if defined(__x86_64__)
     if (path == 1) work = macs_avx2;
     if (path == 2) work = macs_avx512;
 #elif defined(__aarch64__)
-    if (path == 3) work = macs_neon;
+    if (path == 4) work = macs_neon;
 #endif
     return work ? rate(n_threads, seconds, [&](int) { return work(); }) : 0.0;
 }
