@@ -6,7 +6,17 @@ trains an LSTM LM of PTB words by the host, measures the KL table, searches bits
 prints the perplexity on unseen text of the fp weights rounded by either plan (no training after
 it). Half an hour of one core; goes on where it was killed.
 
-RESULTS
+Measured (2 x 200 LSTM, 6,000 PTB words, 5 epochs on 400,000 words, 2.2 effective bits, 16 epochs of
+28 updates of the logits alone on fp weights; the same steps in one process with 1,000 sentences
+of PTB valid as held-out text, not this command; perplexity on 20,000 words of PTB test; fp 126.2).
+Bits: embedding, gates i f g o of both layers, output.
+  KL            2 1222 2124 2   2.198 bits  143.55
+  Gumbel        2 1224 1122 2   2.171 bits  143.68   seed 0
+  Gumbel        2 1124 1122 2   2.145 bits  144.52   seed 1, --lr 0.1
+  plain softmax 2 2222 2222 2   2.198 bits  143.19   seed 0: the uniform plan
+All fit by themselves. The plans are within 1 %, less than one test set of this size tells apart:
+no sign that the search beats the KL, which cost a fifth of its time. What the first phase (weights
+on one-hot paths) adds was not measured at this size.
 """
 
 from __future__ import annotations
