@@ -20,7 +20,8 @@ usage: python -m espnet_mpq -m MODULE [ARGUMENTS ...]
        python -m espnet_mpq SCRIPT.py [ARGUMENTS ...]
 
 Runs a module of ESPnet as `python -m MODULE` would, with the low-bit language models
-of espnet_mpq (mpq_seq_rnn, mpq_packed_rnn) registered. Examples:
+of espnet_mpq (mpq_seq_rnn, mpq_transformer, mpq_packed_rnn, mpq_packed_transformer, ...)
+registered. Examples:
 
   python -m espnet_mpq -m espnet2.bin.lm_train --config conf/train_lm_mpq.yaml ...
   python -m espnet_mpq -m espnet2.bin.asr_inference --lm_train_config ...
