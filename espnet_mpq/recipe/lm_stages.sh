@@ -89,7 +89,7 @@ stage_admm() {
 }
 
 title_pack=packing
-units_pack=${methods}
+units_pack=$(for _name in ${methods}; do [ "${_name}" = float ] || echo "${_name}"; done)
 inputs_pack() { echo "${lm_dir}/$1/lm/${lm_file}"; }
 outputs_pack() { echo "${lm_dir}/$1/packed ${lm_dir}/$1/pack.log"; }
 stage_pack() {
@@ -98,7 +98,7 @@ stage_pack() {
 }
 
 # Every LM that is measured: the fp LM, and of each method the quantized and the packed one.
-lm_names() { case $1 in fp) echo fp ;; *) echo "$1/lm $1/packed" ;; esac; }
+lm_names() { case $1 in fp) echo fp ;; float) echo float/lm ;; *) echo "$1/lm $1/packed" ;; esac; }
 lm_weights_of() { case $1 in */packed) echo "${lm_dir}/$1/packed.safetensors" ;; *) echo "${lm_dir}/$1/${lm_file}" ;; esac; }
 
 title_perplexity="perplexity (${test_texts})"

@@ -9,8 +9,9 @@ from espnet_mpq.io import read_json
 from espnet_mpq.recipe import report
 
 LM_FILE, PACKED_FILE = "valid.loss.best.pth", "packed.safetensors"
+SETS = ("dev", "eval")
 LM_TYPES = {"rnn": "LSTM LM", "transformer": "Transformer LM"}
-METHODS = ("float", "uniform", "kl", "kl_printed", "hessian", "fisher", "nas")
+METHODS = ("uniform", "kl", "kl_printed", "hessian", "fisher", "nas")
 HEADINGS = (
     "system",
     "effective bits",
@@ -53,19 +54,22 @@ def seconds_of(method: Path) -> tuple[str, str]:
 
 def rows_of(lms: Path) -> list[tuple[str, ...]]:
     """One row of HEADINGS per system that has been measured."""
-    fp, sets = lms / "fp", ("dev", "eval")
-    measured = [word_perplexity(fp, name) for name in sets]
-    n_bytes = (fp / LM_FILE).stat().st_size
-    training = f"{report.training_seconds(fp / 'train.log'):.0f}"
-    rows = [("fp", "32.00", f"{n_bytes:,}", measured[0], "-", measured[1], "-", "-", training)]
+    rows = []
+    for name, folder in (("fp", lms / "fp"), ("float", lms / "float" / "lm")):
+        if not (folder / "perplexity_eval.json").is_file():
+            continue
+        dev, eval_ = word_perplexity(folder, "dev"), word_perplexity(folder, "eval")
+        n_bytes = f"{(folder / LM_FILE).stat().st_size:,}"
+        training = f"{report.training_seconds(folder / 'train.log'):.0f}"
+        rows.append((name, "32", n_bytes, dev, "-", eval_, "-", "-", training))
     for method in METHODS:
         folder = lms / method
         if not (folder / "packed" / "perplexity_eval.json").is_file():
             continue
         totals = read_json(folder / "packed" / "receipt.json")["totals"]
         assert totals["n_bytes"] == (folder / "packed" / PACKED_FILE).stat().st_size
-        measured = [word_perplexity(folder / lm, s) for s in sets for lm in ("lm", "packed")]
-        title = method if method in ("float", "uniform") else f"mixed, {method}"
+        measured = [word_perplexity(folder / lm, s) for s in SETS for lm in ("lm", "packed")]
+        title = method if method == "uniform" else f"mixed, {method}"
         bits = f"{totals['effective_bits']:.3f}"
         rows.append((title, bits, f"{totals['n_bytes']:,}", *measured, *seconds_of(folder)))
     return rows
@@ -73,7 +77,7 @@ def rows_of(lms: Path) -> list[tuple[str, ...]]:
 
 def bits_of(lms: Path) -> list[tuple[str, ...]]:
     """One row per cluster: its weights and its bits by every method."""
-    receipts = {m: lms / m / "packed" / "receipt.json" for m in METHODS if m != "float"}
+    receipts = {m: lms / m / "packed" / "receipt.json" for m in METHODS}
     found = {m: read_json(path)["clusters"] for m, path in receipts.items() if path.is_file()}
     rows = [("cluster", "weights", *found)]
     for i, cluster in enumerate(next(iter(found.values()))):
