@@ -226,7 +226,7 @@ def test_smoke(data_root, tmp_path):
     options += " --max_epoch 1 --max_tokens 1500"
     words = ["agreement", "--data", str(data_root), "--folder", str(tmp_path), *options.split()]
     methods = main(words)["lstm"]["methods"]
-    assert methods["kl"]["all"] > 0.8 and methods["fisher"]["all"] > 0.6
+    assert methods["kl"]["all"] > 0.6 and methods["fisher"]["all"] > 0.6
 
 
 if __name__ == "__main__":
