@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine; each makes the environment it needs (once).
 #   make demo      the AN4 recipe: speech recognition with an fp and a packed 2-bit LM, ends with a table
 #   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
-#   make sanitize  the kernel tests under the address and undefined-behaviour sanitizers
+#   make sanitize  the kernel tests under the address, undefined-behaviour and thread sanitizers
 #   make bench     speed, load time and memory against ESPnet, PyTorch and ONNX Runtime: tests/bench/RESULTS.md
 #   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
 # Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
@@ -31,9 +31,13 @@ bench: venv
 # LD_PRELOAD because Python itself is not built with the sanitizer; its leaks are not ours.
 sanitize: venv
 	.venv/bin/python -m espnet_mpq.kernels.build --sanitize --output build/sanitize/libmpq_kernels.so
-	MPQ_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libmpq_kernels.so" MPQ_N_EXAMPLES=2000 \
+	MPQ_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libmpq_kernels.so" MPQ_N_EXAMPLES=$${MPQ_N_EXAMPLES:-2000} \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  .venv/bin/python -m pytest tests/kernels tests/lm $(PYTEST_ARGS)
+	$${CXX:-c++} -std=c++17 -O1 -g -pthread -fsanitize=thread -ffp-contract=off -o build/sanitize/races \
+	  tests/kernels/csrc/races.cpp $(addprefix espnet_mpq/kernels/csrc/,matrix.cpp products.cpp lstm.cpp \
+	  memory.cpp threads.cpp path_scalar.cpp)
+	build/sanitize/races
 
 test-k2: venv-k2
 	.venv-k2/bin/python -m pytest $(PYTEST_ARGS)
