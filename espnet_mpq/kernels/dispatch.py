@@ -17,7 +17,7 @@ from espnet_mpq.kernels.build import LIBRARY
 # In the library's numbering, slowest first. "reference" is torch with float activations.
 PATHS = ("scalar", "avx2", "avx512", "avx512vbmi", "neon")
 REFERENCE, AUTO = "reference", "auto"
-ABI_VERSION = 2
+ABI_VERSION = 3
 FAILURES = {
     -1: "bad argument",
     -2: "this machine has not got the path",

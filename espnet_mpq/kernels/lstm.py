@@ -97,7 +97,7 @@ class KernelLstm:
         code = self.library.mpq_lstm_run(
             *(self.handle, tokens.data_ptr(), batch, length),
             *(dispatch.address(h), dispatch.address(c), new_h.data_ptr(), new_c.data_ptr()),
-            *(out.data_ptr(), int(log_probs), dispatch.path_number(path)),
+            *(out.data_ptr(), int(log_probs), dispatch.PATHS.index(path)),
             n_threads or torch.get_num_threads(),
         )
         dispatch.check(code, "LSTM")
@@ -109,7 +109,7 @@ def _pointers(addresses: Sequence[int]):
 
 
 def _state(x: torch.Tensor, shape: tuple) -> torch.Tensor:
-    if x.dtype != torch.float32 or tuple(x.shape) != shape or x.device.type != "cpu":
+    if x.dtype != torch.float32 or x.shape != shape or not x.is_cpu:
         raise InputError(
             "LSTM state",
             found=f"{x.dtype} {tuple(x.shape)} on {x.device}",

@@ -53,7 +53,7 @@ const Path* find_path(int path) {
 
 }  // namespace mpq
 
-MPQ_API int mpq_abi_version() { return 2; }
+MPQ_API int mpq_abi_version() { return 3; }
 
 MPQ_API int mpq_has_path(int path) { return mpq::find_path(path) != nullptr; }
 
