@@ -14,7 +14,7 @@ from bench.timing import alternate, latency_s
 from espnet_mpq.kernels import build, dispatch
 from espnet_mpq.packed.architecture import Architecture
 
-# From here on multiply-adds bound a step; below it the bytes of the codes do.
+# Below this batch the bytes of the codes may bound a step, and not its multiply-adds alone.
 COMPUTE_BATCH = 10
 
 
@@ -23,9 +23,10 @@ def roof_measures(
 ) -> Dict[str, Callable[[], float]]:
     """name -> the seconds that this machine needs at least for a step, measured anew each call.
 
-    From COMPUTE_BATCH on: the multiply-adds of the unpadded problem over the peak of the path's
-    own instructions, for all bit-widths the same. Below: the bytes of the codes over the rate at
-    which as many resident bytes are read. Empty where there is no roof (portable C++).
+    "macs": multiply-adds of the unpadded problem over the peak of the path's own instructions,
+    the same for all bit-widths. Below COMPUTE_BATCH also "read 2" and so on: the bytes of the
+    codes over the rate at which as many resident bytes are read. Empty where there is no roof
+    (portable C++).
     """
     path = dispatch.choose()
     options = dict(n_threads=n_threads, least_s=max(least_s, 1e-3), n_rounds=1)
@@ -34,14 +35,12 @@ def roof_measures(
             return {}
     except build.BuildError:
         return {}
-    if batch >= COMPUTE_BATCH:
-        macs = n_macs(arch) * batch
-        return {"roof": lambda: macs / roof.peak_macs_per_s(path, **options)}
-
-    def read(n_bytes: int) -> float:
-        return n_bytes / roof.read_bytes_per_s(n_bytes, **options)
-
-    return {f"roof {b}": lambda b=b: read(n_code_bytes(arch, b)) for b in bits}
+    macs = n_macs(arch) * batch
+    measures = {"macs": lambda: macs / roof.peak_macs_per_s(path, **options)}
+    for b in bits if batch < COMPUTE_BATCH else ():
+        n_bytes = n_code_bytes(arch, b)
+        measures[f"read {b}"] = lambda n=n_bytes: n / roof.read_bytes_per_s(n, **options)
+    return measures
 
 
 def measure(
@@ -55,7 +54,7 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     with_roofs: bool = True,
 ) -> dict:
-    """{"seconds": system -> median, "roof_s": bits -> median}; roofs take their turns too."""
+    """{"seconds": system -> median, "roof_s": as roof_measures}; roofs take their turns too."""
     tokens = torch.randint(0, arch.vocab_size, (batch,))
     measures = {
         name: lambda step=step: latency_s(step, tokens, least_s, clock)
@@ -67,7 +66,7 @@ def measure(
     found = alternate({**measures, **roofs}, n_rounds)
     return {
         "seconds": {name: found[name] for name in steps},
-        "roof_s": {str(b): found.get("roof", found.get(f"roof {b}")) for b in bits if roofs},
+        "roof_s": {name: found[name] for name in roofs},
     }
 
 

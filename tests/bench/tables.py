@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import List, Sequence
 
 from bench import onnx_lm
-from bench.latency import COMPUTE_BATCH
 from bench.lm_systems import FP32, HOST, IN_HOST, INT8
 
 BASES = (HOST, FP32, INT8, onnx_lm.FP32, onnx_lm.INT8)
@@ -48,7 +47,7 @@ def latency_table(rows: Sequence[dict]) -> List[str]:
     """Milliseconds per system; ratios of the 2-bit LM."""
     rows = _order(rows)
     bases = [name for name in BASES if any(name in row["seconds"] for row in rows)]
-    bits = sorted({int(n.split()[0]) for row in rows for n in row["seconds"] if n.endswith(" bit")})
+    bits = _bits(rows)
     head = ["threads", "part", "LM", "batch", *bases, *(f"{b} bit" for b in bits)]
     in_host = any(IN_HOST in row["seconds"] for row in rows)
     base = bases[0] if bases else FP32
@@ -72,16 +71,21 @@ def roof_table(rows: Sequence[dict]) -> List[str]:
     rows = [row for row in _order(rows) if row["roof_s"]]
     if not rows:
         return ["No roof: portable C++, thread time, or no compiler."]
-    bits = sorted({int(b) for row in rows for b in row["roof_s"]})
+    bits = _bits(rows)
     lines = []
     for row in rows:
-        bound = "multiply-adds" if row["batch"] >= COMPUTE_BATCH else "bytes read"
-        cells = [str(row["threads"]), part(row), lm_name(row), str(row["batch"]), bound]
-        for b in bits:
-            share = ratio(row["roof_s"].get(str(b)), row["seconds"].get(f"{b} bit"))
-            cells.append("-" if share is None else f"{100 * share:.0f} %")
-        lines.append(cells)
+        for bound, name in (("multiply-adds", "macs"), ("bytes read", "read {}")):
+            cells = [str(row["threads"]), part(row), lm_name(row), str(row["batch"]), bound]
+            roofs = [row["roof_s"].get(name.format(b)) for b in bits]
+            shares = [ratio(r, row["seconds"].get(f"{b} bit")) for r, b in zip(roofs, bits)]
+            cells += ["-" if share is None else f"{100 * share:.0f} %" for share in shares]
+            if any(roofs):
+                lines.append(cells)
     return table(["threads", "part", "LM", "batch", "bound", *(f"{b} bit" for b in bits)], lines, 3)
+
+
+def _bits(rows: Sequence[dict]) -> List[int]:
+    return sorted({int(n.split()[0]) for row in rows for n in row["seconds"] if n.endswith(" bit")})
 
 
 def load_table(rows: Sequence[dict]) -> List[str]:
@@ -142,9 +146,11 @@ take stacked states. torch int8: `quantize_dynamic` of LSTM and Linear; ORT int8
 `quantize_dynamic` of ONNX Runtime (DynamicQuantizeLSTM, MatMulInteger).
 """
 ROOF_TEXT = """\
-Batch 10 and more: multiply-adds of the unpadded problem over the measured peak of the path's own
-8-bit instructions. Batch 1: bytes of codes that a step reads over the measured rate at which as
-many resident bytes are read. Both are measured between the systems, in the same rounds.
+The time that the machine needs at least, over the time that we need. Multiply-adds: those of the
+unpadded problem over the measured peak of the path's own 8-bit instructions. Bytes read (batch 1):
+the codes that a step reads over the measured rate at which as many resident bytes are read. Both
+are measured between the systems, in the same rounds. 1 bit may pass 100 %: path avx512vbmi looks up
+sums of four activations instead of multiplying.
 """
 SEARCH_TEXT = """\
 BatchBeamSearch: beam 10, 5,000 tokens, attention decoder of 6 blocks and width 256, CTC prefix

@@ -46,11 +46,13 @@ def test_smoke_latency(kernels, main, tmp_path, capsys):
     for row in rows:
         assert set(row["seconds"]) == systems
         assert all(0 < seconds < 10 for seconds in row["seconds"].values())
-        # Nothing is faster than the machine.
-        for bits, roof_s in row["roof_s"].items():
-            assert 0 < roof_s < 3 * row["seconds"][f"{bits} bit"]
+        assert all(0 < roof_s < 10 for roof_s in row["roof_s"].values())
+        reads = {f"read {b}" for b in (1, 2, 4, 8)} if row["batch"] < 10 else set()
+        assert set(row["roof_s"]) in (set(), {"macs"} | reads)
     text = file.read_text(encoding="utf-8")
-    assert text in capsys.readouterr().out and text.count("\n| 2 | stack | 2 x 24 |") == 6
+    # Latencies of three batches; their roofs, where there are any, two for batches below 10.
+    n_lines = text.count("\n| 2 | stack | 2 x 24 |")
+    assert text in capsys.readouterr().out and n_lines == (8 if rows[0]["roof_s"] else 3)
     assert f"kernel {kernels[-1]}" in text and torch.__version__ in text
 
 
@@ -114,12 +116,16 @@ def test_work_of_a_step():
 def test_shares_and_ratios():
     row = {"layers": 2, "units": 8, "vocab": 5000, "batch": 20, "threads": 1, "date": "2026-01-02"}
     row["seconds"] = {HOST: 0.030, INT8: 0.004, "2 bit": 0.002, IN_HOST: 0.0025}
-    row["roof_s"] = {"2": 0.0015}
+    row["roof_s"] = {"macs": 0.0015}
     cells = [cell.strip() for cell in tables.latency_table([row])[-1].split("|")[1:-1]]
     want = ["1", "step", "2 x 8", "20", "30.000", "4.000", "2.000", "2.500", "2.0x", "12.0x"]
     assert cells == want
     assert "| multiply-adds | 75 % |" in tables.roof_table([row])[-1]
-    assert "| bytes read | 75 % |" in tables.roof_table([{**row, "batch": 1}])[-1]
+    row["roof_s"]["read 2"] = 0.0005
+    assert [line.split("|")[-3:-1] for line in tables.roof_table([row])[-2:]] == [
+        [" multiply-adds ", " 75 % "],
+        [" bytes read ", " 25 % "],
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="no onnxruntime")
