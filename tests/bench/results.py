@@ -18,7 +18,7 @@ class Results:
 
     Args:
         file: read when it is there and comes from this machine with these versions and this
-            kernel, else begun anew; None keeps the rows in memory.
+            kernel, else put aside and begun anew; None keeps the rows in memory.
     """
 
     def __init__(self, file: Optional[Path]):
@@ -29,7 +29,9 @@ class Results:
             if found.get("machine") == self.data["machine"]:
                 self.data = found
             else:
-                print(f"{file} is of another machine or version: begun anew", file=sys.stderr)
+                kept = file.with_suffix(".old.json")
+                file.replace(kept)
+                print(f"{file} is of another machine or version: now {kept}", file=sys.stderr)
 
     def put(self, section: str, key: str, row: dict) -> None:
         """Add a row, with today's date, and write the file."""
