@@ -23,7 +23,7 @@ class Recipe:
 
     def __init__(self, name: str, folder: Path, data_root: Path | None):
         self.folder = folder
-        ignore = shutil.ignore_patterns("data", "exp", "downloads")
+        ignore = shutil.ignore_patterns("data", "exp", "downloads", "RESULTS.md")
         shutil.copytree(ROOT / "egs" / name, folder, ignore=ignore)
         self.env = {**os.environ, "MPQ_ROOT": str(ROOT), "MPQ_DATA_ROOT": str(data_root or "")}
         # Float activations: packed and quantized perplexity agree, whatever the tiny LM.
