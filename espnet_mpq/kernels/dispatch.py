@@ -7,7 +7,7 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 
@@ -62,8 +62,12 @@ def why_no_library() -> str:
     return _open(os.environ.get("MPQ_KERNEL_LIBRARY") or str(LIBRARY))[1]
 
 
-@lru_cache(maxsize=None)
+_opened: Dict[str, ctypes.CDLL] = {}
+
+
 def _open(path: str) -> Tuple[Optional[ctypes.CDLL], str]:
+    if path in _opened:  # failures are not kept: the library may be built meanwhile
+        return _opened[path], ""
     build = "build it with a C++ compiler: python -m espnet_mpq.kernels.build"
     if not Path(path).is_file():
         return None, f"there is no kernel library {path}; {build}"
@@ -77,6 +81,7 @@ def _open(path: str) -> Tuple[Optional[ctypes.CDLL], str]:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return None, f"{path} is of no use ({error}); {build}"
+    _opened[path] = opened
     return opened, ""
 
 
@@ -160,6 +165,12 @@ def check(code: int, what: str) -> None:
     """Raises InputError when the library returned a failure."""
     if code:
         raise InputError(f"kernel: {what}", found=FAILURES.get(code, f"failure {code}"))
+
+
+def check_cpu(tensor: torch.Tensor) -> None:
+    """Raises InputError for a tensor elsewhere: its address would mean nothing to the library."""
+    if not tensor.is_cpu:
+        raise InputError("kernel: tokens", found=f"on {tensor.device}", expected="on the CPU")
 
 
 def address(tensor: Optional[torch.Tensor]) -> Optional[int]:

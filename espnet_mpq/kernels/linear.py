@@ -77,6 +77,9 @@ class KernelMatrix:
             *(scales.data_ptr(), scales.shape[0], self.group_size),
         )
 
+    def __reduce__(self):
+        raise TypeError("a KernelMatrix cannot be copied: its memory has one owner")
+
     @property
     def n_bytes(self) -> int:
         """Bytes that the repacked matrix takes in memory, scales and padding included."""
@@ -94,8 +97,9 @@ class KernelMatrix:
         """Rows of the matrix: int64 (...) -> float32 (..., cols), as reference.packed_embedding.
 
         Raises:
-            InputError: a number outside the rows.
+            InputError: a number outside the rows, or numbers that are not on the CPU.
         """
+        dispatch.check_cpu(rows)
         rows = rows.to(torch.int64).contiguous()
         out = torch.empty(*rows.shape, self.cols)
         code = self.library.mpq_weights_rows(

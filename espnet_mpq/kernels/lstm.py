@@ -60,6 +60,9 @@ class KernelLstm:
         self.library, self.handle = library, handle
         weakref.finalize(self, library.mpq_lstm_free, handle).atexit = False
 
+    def __reduce__(self):
+        raise TypeError("a KernelLstm cannot be copied: its memory has one owner")
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the repacked matrices; one that is embedding and output counts once."""
@@ -86,8 +89,9 @@ class KernelLstm:
             float32 (batch, length, vocab_size) and the new state.
 
         Raises:
-            InputError: wrong shapes or dtypes, or a token outside the vocabulary.
+            InputError: wrong shapes, dtypes or device, or a token outside the vocabulary.
         """
+        dispatch.check_cpu(tokens)
         batch, length = tokens.shape
         shape = (self.nlayers, batch, self.nhid)
         h, c = (None, None) if state is None else (_state(x, shape) for x in state)

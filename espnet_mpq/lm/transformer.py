@@ -82,6 +82,8 @@ class PackedTransformer(PackedLm):
         Returns:
             (batch, vocab_size) and the state with the newest tokens.
         """
+        if not len(tokens):
+            return self.tensor("decoder.bias").new_empty(0, self.architecture.vocab_size), []
         prefixes = self.zero_state(len(tokens)) if state is None else state
         visible = [token != 0 for token in tokens.tolist()]
         like, heads = self.tensor("encoder.after_norm.bias"), self.architecture.head

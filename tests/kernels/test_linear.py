@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -137,3 +138,11 @@ def test_embedding_rows_that_do_not_exist_are_refused(kernels, token):
     for matrix in (KernelMatrix(torch.ones(4, 3)), KernelMatrix(torch.ones(4, 3).half())):
         with pytest.raises(InputError, match="outside the vocabulary"):
             matrix.embedding(torch.tensor([0, token]))
+
+
+def test_kernel_matrices_refuse_copies_and_numbers_elsewhere():
+    matrix = KernelMatrix(torch.randn(8, 5))
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(matrix)
+    with pytest.raises(InputError, match="CPU"):
+        matrix.embedding(torch.zeros(2, dtype=torch.int64, device="meta"))

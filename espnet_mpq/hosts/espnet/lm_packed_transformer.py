@@ -78,7 +78,7 @@ class MpqPackedTransformerLM(PackedHostLm, TransformerLM):
                 found=f"states of {sorted({len(prefix) for prefix in prefixes})} tokens",
                 expected=f"fewer than the {length} tokens of the hypotheses",
             )
-        for seen in range(min(map(len, prefixes)), length - 1):
+        for seen in range(min(map(len, prefixes), default=length), length - 1):
             rows = [row for row, prefix in enumerate(prefixes) if len(prefix) == seen]
             _, grown = self.packed.step(ys[rows, seen], [prefixes[row] for row in rows])
             for row, prefix in zip(rows, grown):

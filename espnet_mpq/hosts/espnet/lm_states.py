@@ -75,8 +75,9 @@ def stack_states(states: Sequence, zero_state: Callable[[], State]) -> Optional[
 def as_batch_of_one(state: Optional[State]) -> Optional[State]:
     """One hypothesis' state, in any of the forms stack_states takes, as (nlayers, 1, nhid)."""
     if state is None or isinstance(state, torch.Tensor):
-        return None if state is None else _column(state).unsqueeze(1)
-    return tuple(_column(tensor).unsqueeze(1) for tensor in state)
+        return None if state is None else _column(state).unsqueeze(1).contiguous()
+    # Contiguous: cuDNN takes no other.
+    return tuple(_column(tensor).unsqueeze(1).contiguous() for tensor in state)
 
 
 def _column(tensor: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ inline vf exp_v(vf x, float most = 88.0f) {
     p = p * r + splat(1.6666665459e-1f);
     p = p * r + splat(5.0000001201e-1f);
     p = p * (r * r) + r + splat(1.0f);
-    return (vf)((vi)p + ((vi)sum << 23));
+    // The shift would make a number of some NaNs.
+    return x == x ? (vf)((vi)p + ((vi)sum << 23)) : x;
 }
 
 // 1 / (1 + exp(-x)) and tanh(x) times it in one division. tanh is 1 beyond 20: no overflow.
