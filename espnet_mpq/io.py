@@ -92,5 +92,7 @@ def read_json(path: Union[str, Path]):
         raise InputError(f"cannot read {path}", found=error.strerror) from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise InputError(
-            f"{path} is not JSON", found=error, todo="make it again with the command that wrote it"
+            f"{path} is not JSON",
+            found=error,
+            todo="remove it, then make it again with the command that wrote it",
         ) from error

@@ -14,6 +14,7 @@ from espnet_mpq.io import read_json, write_json
 FORMAT = "espnet_mpq.plan"
 VERSION = 1
 QUANTIZED_BITS = (1, 2, 4, 8)
+MOST_BITS = 64  # of a budget: more than any LM takes, its header included
 BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
 GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")

@@ -105,11 +105,16 @@ def report_curvature(table, precision=None) -> None:
             "use --method fisher, whose trace is never negative",
             ", ".join(
                 f"{name} ({trace:.3g} +- {stderr:.2g}, "
-                + ("beyond" if trace < -2 * stderr else "within")
-                + " twice its standard error)"
+                + _against_zero(trace, stderr)
                 for name, trace, stderr in negative
             ),
         )
+
+
+def _against_zero(trace: float, stderr: float) -> str:
+    if stderr != stderr:
+        return "one probe has no standard error)"
+    return f"{'beyond' if trace < -2 * stderr else 'within'} twice its standard error)"
 
 
 def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Dict
 
-from espnet_mpq.bin.options import read_yaml
+from espnet_mpq.bin.options import check_ngpu, read_yaml
 from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
-from espnet_mpq.errors import InputError
+from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.plan import MOST_BITS
 
 EXAMPLE = """example:
   mpq nas --lm_exp exp/lm --text dump/raw/lm_train.txt --budget 2.0 --output_dir exp/nas
@@ -86,11 +87,16 @@ def main(args: argparse.Namespace) -> int:
     _check_options(args)
     from espnet_mpq.bin.nas_result import format_result, make_table, open_search
     from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.pack_experiment import check_output
+    from espnet_mpq.hosts.espnet.text import read_text
 
     user = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
     folder = Path(args.output_dir)
+    check_output(folder, [Path(args.lm_exp)])
+    _check_table(folder / "sensitivity.json")
     if args.nas_exp:
+        read_text(args.text, args.text_format)  # its hash goes into the table
         found = Path(args.nas_exp)
     else:
         parts = _split(args)
@@ -113,14 +119,38 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    if not args.nas_exp and (args.budget is None) == (args.budget_bytes is None):
+    n_budgets = (args.budget is not None) + (args.budget_bytes is not None)
+    if args.nas_exp and n_budgets:
+        raise InputError(
+            "--nas_exp has the budget that it was trained with",
+            found="--budget or --budget_bytes",
+            todo="leave it out here; `mpq plan` takes any budget",
+        )
+    if not args.nas_exp and n_budgets != 1:
         raise InputError("mpq nas needs one of --budget and --budget_bytes")
+    if args.budget is not None and args.budget > MOST_BITS:
+        raise InputError("--budget", found=args.budget, expected=f"at most {MOST_BITS}")
+    check_ngpu(args.ngpu)
     least = {"weights_epochs": 0, "nas_epochs": 2, "nas_updates": 1, "epoch_tokens": 1}
     for name, low in least.items():
         if getattr(args, name) < low:
             raise InputError(f"--{name}", found=getattr(args, name), expected=f"at least {low}")
     if not 0 <= args.seed < 2**32 - 1:
         raise InputError("--seed", found=args.seed, expected="0 .. 2^32 - 2")
+
+
+def _check_table(path: Path) -> None:
+    """Refuse to write over a table that another method made."""
+    from espnet_mpq.sensitivity.table import SensitivityTable
+
+    method = SensitivityTable.read(path).method if path.exists() else "nas"
+    if method != "nas":
+        raise MismatchError(
+            f"{path} was made by another method",
+            found=method,
+            expected="nas",
+            todo="use another --output_dir, or remove the file",
+        )
 
 
 def _options(args: argparse.Namespace, phase: str):

@@ -108,6 +108,15 @@ def read_yaml(path) -> dict:
     return value
 
 
+def check_ngpu(ngpu: int) -> None:
+    """Raises InputError for more GPUs than this machine has, or fewer than none."""
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    if not 0 <= ngpu <= n_gpus:
+        raise InputError("--ngpu", found=ngpu, expected=f"0 .. {n_gpus} on this machine")
+
+
 def provenance(args: argparse.Namespace, inputs: Dict[str, Optional[str]]) -> dict:
     """Tool version, command line, resolved options, and path and SHA-256 of every input file."""
     hidden = ("command_line", "config")

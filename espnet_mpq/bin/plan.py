@@ -11,6 +11,7 @@ from espnet_mpq.bin.measuring import make_meter
 from espnet_mpq.bin.options import provenance, read_yaml
 from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
+from espnet_mpq.plan import MOST_BITS
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
@@ -149,6 +150,8 @@ def _check_options(args: argparse.Namespace) -> None:
     budget = args.budget if args.budget is not None else args.budget_bytes
     if budget is not None and not 0 < budget < float("inf"):
         raise InputError("the budget", found=budget, expected="above 0")
+    if args.repair < 0:
+        raise InputError("--repair", found=args.repair, expected="at least 0")
     if args.max_tokens is not None and args.max_tokens < 0:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
 
@@ -157,7 +160,7 @@ def _budget_n_bytes(args, planner) -> int:
     if args.budget_bytes is not None:
         return args.budget_bytes
     # Floor: the plan may not exceed the budget by one bit.
-    return int(args.budget * planner.n_weights / 8)
+    return int(min(args.budget, MOST_BITS) * planner.n_weights / 8)
 
 
 def _make_meter(args, exp, planner, table):

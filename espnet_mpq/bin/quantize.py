@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from espnet_mpq.bin.options import parse, read_yaml
+from espnet_mpq.bin.options import check_ngpu, parse, read_yaml
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", choices=GRIDS, default="uniform")
     add("--tying", choices=TYINGS, default="row", help="what shares a scale")
     add("--group_size", type=int, help="columns per scale, for --tying group")
-    add("--sensitivity_tokens", type=int, default=10000, help="tokens the KL is measured on")
+    tokens = {"type": int, "default": 10000, "help": "tokens the KL is measured on"}
+    add("--sensitivity_tokens", "--max_tokens", dest="sensitivity_tokens", **tokens)
     add("--max_epoch", type=int, help="training epochs (default: as `mpq plan` suggests)")
     add(
         "--epoch_tokens",
@@ -144,12 +145,7 @@ def _check_options(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}", found=value, expected="at least 1")
-    import torch
-
-    if not 0 <= args.ngpu <= torch.cuda.device_count():
-        raise InputError(
-            "--ngpu", found=args.ngpu, expected=f"0 .. {torch.cuda.device_count()} on this machine"
-        )
+    check_ngpu(args.ngpu)
 
 
 def _check_plan(args: argparse.Namespace, exp, user_options) -> None:

@@ -86,7 +86,17 @@ def test_pipelined_search_gives_a_plan_and_is_taken_up(
     more = ["--budget", BUDGET + 2, "--lr", 0.1, "--nas_epochs", 2, "--nas_updates", 1]
     assert run(*words, *more) == 0
     assert (out / "weights" / "exp" / "checkpoint.pth").stat().st_mtime_ns == first
-    assert (out / "architecture" / "exp.old").is_dir()
+    (old,) = (out / "architecture").glob("exp.*")
+    assert (old / "checkpoint.pth").stat().st_mtime_ns == before
+
+    # A table of another method stays.
+    table = json.loads((out / "sensitivity.json").read_text())
+    (tmp_path / "kl").mkdir()
+    kept = tmp_path / "kl" / "sensitivity.json"
+    kept.write_text(json.dumps({**table, "method": "kl", "unit": "nats/token"}))
+    before = kept.read_bytes()
+    assert run(*read[:-1], kept.parent, "--nas_exp", out / "architecture" / "exp") == 1
+    assert kept.read_bytes() == before
 
 
 def test_joint_search_with_the_printed_penalty(fp_exp, text_file, train_config, tmp_path, capsys):
@@ -115,6 +125,11 @@ def test_joint_search_with_the_printed_penalty(fp_exp, text_file, train_config, 
         (["--budget", "20", "--final_temperature", "2"], ("nas.final_temperature",)),
         (["--budget", "20", "--text", "nothing.txt"], ("nothing.txt",)),
         (["--nas_exp", "FP"], ("no search of bits", "mpq_nas_seq_rnn")),
+        (["--nas_exp", "FP", "--budget", "2"], ("--nas_exp has the budget",)),
+        (["--nas_exp", "FP", "--text", "nothing.txt"], ("nothing.txt",)),
+        (["--budget", "1e308"], ("--budget", "at most 64")),
+        (["--budget", "20", "--ngpu", "-1"], ("--ngpu", "on this machine")),
+        (["--budget", "20", "--output_dir", "FP"], ("is the input",)),
     ],
 )
 def test_wrong_input_is_one_line(fp_exp, text_file, tmp_path, capsys, change, words):

@@ -65,8 +65,12 @@ def test_training_beats_rounding_and_goes_on_where_it_stopped(
     # Other training options: a new run, the old one is kept aside.
     assert run(*words, "--seed", 3) == 0
     assert checkpoint.stat().st_mtime_ns != before
-    old = trained / "work" / "train" / "exp.old" / "4epoch.pth"
+    (old,) = (trained / "work" / "train").glob("exp.*/4epoch.pth")
     assert old.stat().st_mtime_ns == before
+    # The first options again: their run is taken up, the other one set aside, none is lost.
+    assert run(*words) == 0
+    assert checkpoint.stat().st_mtime_ns == before
+    assert len(list((trained / "work" / "train").glob("exp.*/4epoch.pth"))) == 1
 
 
 def test_another_fp_checkpoint_under_the_same_name_is_trained_anew(

@@ -104,7 +104,16 @@ def pack_experiment(
         perplexity = Path(lm_exp) / "perplexity_test"
         if not rounded and (perplexity / "ppl").is_file():  # measured on the very same weights
             _copy_folder(perplexity, folder / "perplexity_test")
+    _copy_tokenizer(config, Path(lm_exp), Path(output_dir))
     return packed
+
+
+def _copy_tokenizer(config: dict, source: Path, folder: Path) -> None:
+    """Tokenizer files that lie beside config.yaml, where perplexity looks for them, go along."""
+    for option in ("bpemodel", "non_linguistic_symbols"):
+        name = Path(config.get(option) or "")
+        if name.name and (source / name.name).is_file() and not (folder / name.name).exists():
+            shutil.copyfile(source / name.name, folder / name.name)
 
 
 def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Collection, Dict, List, Optional, Sequence, Tuple, Union
@@ -60,7 +59,7 @@ def train_lm(
             accumulation and seed are replaced: they were made for the fp LM's data.
         train, valid: (utt, text) pairs.
         folder: gets data/, exp/ (an LM experiment of the host) and train.log. A finished or
-            interrupted run on the same inputs is taken up; one on others moves to exp.old/.
+            interrupted run on the same inputs is taken up; one on others is set aside.
         init: the checkpoint to start from; default: that of ``exp``.
         keep: options of ``config`` that the user chose, not to be replaced.
         epoch_tokens: tokens per epoch; None or more than there are: the whole text.
@@ -146,7 +145,10 @@ def _write_set(exp: Experiment, sentences: Sentences, folder: Path) -> int:
 
 
 def _set_aside_other_run(folder: Path, output: Path, config, settings: dict, files) -> None:
-    """Move a run that had other inputs to exp.old; one with these inputs stays and goes on."""
+    """Move a run that had other inputs aside, and back when its inputs are given again.
+
+    Nothing is deleted; a run is set aside under the first digits of the hash of its inputs.
+    """
     import yaml
 
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # comments do not count
@@ -154,10 +156,16 @@ def _set_aside_other_run(folder: Path, output: Path, config, settings: dict, fil
     key = sha256_bytes(json.dumps([options, settings, hashes], sort_keys=True).encode())
     mark = folder / "inputs.sha256"
     if output.exists() and (not mark.is_file() or mark.read_text().strip() != key):
-        old = folder / "exp.old"
-        shutil.rmtree(old, ignore_errors=True)
+        old = folder / f"exp.{mark.read_text().strip()[:12] if mark.is_file() else 'old'}"
+        while old.exists():
+            old = old.with_name(old.name + "+")
         output.rename(old)
         LOG.warning("%s was trained on other inputs or options: moved to %s", output, old.name)
+        mark.unlink(missing_ok=True)
+    mine = folder / f"exp.{key[:12]}"
+    if mine.is_dir() and not output.exists():
+        mine.rename(output)
+        LOG.warning("%s, trained on these inputs before, is taken up again", mine)
     atomic_write(mark, key + "\n")
 
 

@@ -352,3 +352,14 @@ def test_the_module_needs_no_host():
         "sys.exit(any(name.startswith('espnet2') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_tokenizer_files_beside_the_config_go_along(host, fp_exp, plan_file, tmp_path):
+    source, out = tmp_path / "lm", tmp_path / "out"
+    shutil.copytree(fp_exp.path, source)
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    config["bpemodel"] = "data/bpe.model"
+    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    (source / "bpe.model").write_bytes(b"pieces")
+    pack_experiment(source, out, plan=plan_file)
+    assert (out / "bpe.model").read_bytes() == b"pieces"
