@@ -10,7 +10,6 @@ from typing import Dict
 from espnet_mpq.bin.options import check_ngpu, read_yaml
 from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
-from espnet_mpq.plan import MOST_BITS
 
 EXAMPLE = """example:
   mpq nas --lm_exp exp/lm --text dump/raw/lm_train.txt --budget 2.0 --output_dir exp/nas
@@ -119,6 +118,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    from espnet_mpq.plan import MOST_BITS
+
     n_budgets = (args.budget is not None) + (args.budget_bytes is not None)
     if args.nas_exp and n_budgets:
         raise InputError(

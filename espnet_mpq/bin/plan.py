@@ -11,7 +11,6 @@ from espnet_mpq.bin.measuring import make_meter
 from espnet_mpq.bin.options import provenance, read_yaml
 from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
-from espnet_mpq.plan import MOST_BITS
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
@@ -157,6 +156,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _budget_n_bytes(args, planner) -> int:
+    from espnet_mpq.plan import MOST_BITS
+
     if args.budget_bytes is not None:
         return args.budget_bytes
     # Floor: the plan may not exceed the budget by one bit.
