@@ -169,6 +169,7 @@ def _make_meter(args, exp, planner, table):
     from espnet_mpq.io import sha256_file
 
     record = table.provenance if table is not None else {}
+    record = {key: value for key, value in record.items() if value is not None}
     path, text_format = args.text, args.text_format
     if path is None and record:
         source = record.get("inputs", {}).get("text", {})

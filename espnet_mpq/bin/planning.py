@@ -53,7 +53,7 @@ class Planner:
         self.scale_dtype = Plan.scale_dtype
         if table is not None:
             fixed = self._of_table(fixed, table_path or "the sensitivity table")
-            self.scale_dtype = table.provenance.get("scale_dtype", self.scale_dtype)
+            self.scale_dtype = table.provenance.get("scale_dtype") or self.scale_dtype
         self.grid, self.tying = fixed["grid"] or "uniform", fixed["tying"] or "row"
         self.group_size = fixed["group_size"]
         self.n_weights = plan_size(self.plan(self.uniform(32)), self.clusters, self.rest).n_weights

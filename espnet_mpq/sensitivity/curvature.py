@@ -7,6 +7,7 @@ import math
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from espnet_mpq.errors import MismatchError
+from espnet_mpq.sensitivity.form import is_count, is_integer, is_list, is_number, need
 
 MIN_PROBES = 4  # fewer do not tell their own spread
 # A cluster with less than this share of all harm needs no relative precision of its own.
@@ -108,19 +109,27 @@ class Curvature:
         return {"probes": probes, "clusters": clusters}
 
     @classmethod
-    def from_dict(cls, value: Mapping) -> "Curvature":
-        """Raises KeyError, TypeError, ValueError or AttributeError for anything malformed."""
-        probes = [int(probe) for probe in value["probes"]]
-        rows = value["clusters"]
+    def from_dict(cls, value: Mapping, where: str) -> "Curvature":
+        """Read the JSON form; raises FormatError, which names the file ``where``."""
+        is_right = isinstance(value, Mapping) and {"probes", "clusters"} <= set(value)
+        need(is_right, where, "curvature", value, "probes and clusters")
+        probes, rows = value["probes"], value["clusters"]
+        is_right = is_list(is_count)(probes) and len(set(probes)) == len(probes)
+        need(is_right, where, "list of probes", probes, "the numbers of probes, each once")
+        need(isinstance(rows, Mapping), where, "curvature of clusters", rows, "an object")
         for name, row in rows.items():
-            if len(row["samples"]) != len(probes):
-                raise ValueError(f"{len(row['samples'])} samples of {name}, {len(probes)} probes")
-            if not all(math.isfinite(float(v)) for v in (*row["samples"], row["squared_norm"])):
-                raise ValueError(f"a sample of {name} is not a number")
-            if int(row["n_weights"]) < 1:
-                raise ValueError(f"{row['n_weights']} weights in {name}")
+            keys = ("n_weights", "squared_norm", "samples")
+            is_right = isinstance(row, Mapping) and all(key in row for key in keys)
+            need(is_right, where, f"curvature of {name}", row, ", ".join(keys))
+            n_weights, square, samples = (row[key] for key in keys)
+            is_right = is_integer(n_weights) and 1 <= n_weights < 2**63
+            need(is_right, where, f"n_weights of {name}", n_weights, "an integer, at least 1")
+            is_right = is_number(square) and square >= 0
+            need(is_right, where, f"squared_norm of {name}", square, "a number of at least 0")
+            is_right = is_list(is_number)(samples) and len(samples) == len(probes)
+            need(is_right, where, f"list of samples of {name}", samples, f"{len(probes)} numbers")
         return cls(
-            {name: int(row["n_weights"]) for name, row in rows.items()},
+            {name: row["n_weights"] for name, row in rows.items()},
             {name: float(row["squared_norm"]) for name, row in rows.items()},
             {
                 probe: {name: float(row["samples"][k]) for name, row in rows.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Callable, Iterable, Mapping
+from typing import Mapping
 
-from espnet_mpq.errors import FormatError
 from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
+from espnet_mpq.sensitivity.form import is_count, is_in, is_integer, is_list, is_text, need
 
 PROBES = ("rademacher", "gaussian")
 TRACES = ("average", "plain")
@@ -50,65 +50,32 @@ def short(value: object) -> str:
     return "none" if value is None else repr(value)[:80]
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return _is_integer(value) and value >= 0
-
-
-def is_in(known: Iterable[str]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, str) and value in known
-
-
-def _is_list(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
 # Key of the provenance -> (check, what it must be); every key may be absent or null.
 PROVENANCE = {
-    **{key: (_is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
-    "text_format": (_is_text, "a string"),
-    "max_tokens": (_is_count, "an integer, at least 0"),
-    "seed": (_is_integer, "an integer"),
-    "group_size": (_is_count, "an integer"),
+    **{key: (is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
+    "text_format": (is_text, "a string"),
+    "max_tokens": (is_count, "an integer, at least 0"),
+    "seed": (is_integer, "an integer"),
+    "group_size": (is_count, "an integer"),
     "grid": (is_in(GRIDS), " or ".join(GRIDS)),
     "tying": (is_in(TYINGS), " or ".join(TYINGS)),
     "scale_dtype": (is_in(SCALE_N_BYTES), " or ".join(SCALE_N_BYTES)),
     "probe": (is_in(PROBES), " or ".join(PROBES)),
     "trace": (is_in(TRACES), " or ".join(TRACES)),
-    "clusters": (_is_list(_is_text), "a list of names"),
-    "bits": (_is_list(_is_integer), "a list of integers"),
+    "clusters": (is_list(is_text), "a list of names"),
+    "bits": (is_list(is_integer), "a list of integers"),
 }
 
 
 def check_provenance(provenance: object, where: str) -> None:
     """Raise FormatError unless every known key has a value of its type."""
-
-    def refuse(name: str, value: object, expected: str) -> None:
-        raise FormatError(
-            f"{where} has a malformed {name}",
-            found=repr(value)[:80],
-            expected=expected,
-            todo="make it again with `mpq sensitivity`",
-        )
-
-    if not isinstance(provenance, Mapping):
-        refuse("provenance", provenance, "an object")
+    need(isinstance(provenance, Mapping), where, "provenance", provenance, "an object")
     for key, (check, expected) in PROVENANCE.items():
         value = provenance.get(key)
-        if value is not None and not check(value):
-            refuse(key, value, expected)
+        need(value is None or check(value), where, key, value, expected)
     inputs = provenance.get("inputs", {})
-    if not isinstance(inputs, Mapping):
-        refuse("inputs", inputs, "an object")
+    need(isinstance(inputs, Mapping), where, "inputs", inputs, "an object")
     for role, file in inputs.items():
-        if not isinstance(file, Mapping) or not all(
-            isinstance(file.get(key), str) for key in ("path", "sha256")
-        ):
-            refuse(f"input {role}", file, "path and sha256")
+        is_right = isinstance(file, Mapping) and is_text(file.get("path"))
+        is_right = is_right and is_text(file.get("sha256"))
+        need(is_right, where, f"input {role}", file, "path and sha256")

@@ -10,7 +10,8 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Uni
 from espnet_mpq.errors import FormatError, InputError, MismatchError
 from espnet_mpq.io import read_json, write_json
 from espnet_mpq.sensitivity.curvature import Curvature
-from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, check_provenance, is_in, short
+from espnet_mpq.sensitivity.form import is_in, is_number, need
+from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, check_provenance, short
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
@@ -19,6 +20,7 @@ CURVATURE = ("hessian", "fisher")  # made from traces
 SIGNED = ("kl_printed",)  # harm may be negative
 # A harm that is no signed one is at least 0; this much below is rounding.
 LEAST_HARM = -1e-6
+ENTRY = "{harm, stderr, relative_mse}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,26 +124,18 @@ class SensitivityTable:
         provenance = {} if value.get("provenance") is None else value["provenance"]
         check_provenance(provenance, where)
         table = cls(dict(provenance), value["method"])
-        try:
-            if value.get("curvature") is not None:
-                table.curvature = Curvature.from_dict(value["curvature"])
-            for cluster, row in value["entries"].items():
-                for bits, entry in row.items():
-                    numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
-                    if not math.isfinite(numbers["harm"]):
-                        raise ValueError(f"harm of {cluster} at {bits} bits is not a number")
-                    if table.method not in SIGNED and numbers["harm"] < LEAST_HARM:
-                        raise ValueError(
-                            f"harm {numbers['harm']:g} of {cluster} at {bits} bits: not negative"
-                            f" by the method {table.method}"
-                        )
-                    table.add(str(cluster), int(bits), Entry(**numbers))
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise FormatError(
-                f"{where} has a malformed entry",
-                found=error,
-                todo="make it again with `mpq sensitivity`",
-            ) from error
+        if value.get("curvature") is not None:
+            table.curvature = Curvature.from_dict(value["curvature"], where)
+        rows, expected = value.get("entries"), "an object: bits -> " + ENTRY
+        is_right = isinstance(rows, Mapping)
+        need(is_right, where, "value of entries", rows, "an object: cluster -> bits -> " + ENTRY)
+        for cluster, row in rows.items():
+            need(isinstance(row, Mapping), where, f"row {cluster}", row, expected)
+            for bits, entry in row.items():
+                is_right = bits.isdecimal() and len(bits) <= 2
+                need(is_right, where, f"row {cluster}", bits, "bits such as 4")
+                name = f"entry {cluster} at {bits} bits"
+                table.add(cluster, int(bits), _read_entry(entry, table.method, where, name))
         return table
 
     @classmethod
@@ -168,6 +162,21 @@ class SensitivityTable:
                     expected="equal values",
                     todo="use another --output, or remove the file to start again",
                 )
+
+
+def _read_entry(value: object, method: str, where: str, name: str) -> Entry:
+    keys = [field.name for field in dataclasses.fields(Entry)]
+    is_right = isinstance(value, Mapping) and sorted(value) == sorted(keys)
+    need(is_right, where, name, value, ENTRY)
+    harm, stderr, relative_mse = (value[key] for key in keys)
+    is_right = is_number(harm) and (method in SIGNED or harm >= LEAST_HARM)
+    kind = "a number" if method in SIGNED else f"a number that is not negative (method {method})"
+    need(is_right, where, f"{name}: harm", harm, kind)
+    is_right = stderr is None or (is_number(stderr) and stderr >= 0)
+    need(is_right, where, f"{name}: stderr", stderr, "a number of at least 0, or null")
+    is_right = is_number(relative_mse) and relative_mse >= 0
+    need(is_right, where, f"{name}: relative_mse", relative_mse, "a number of at least 0")
+    return Entry(float(harm), math.nan if stderr is None else float(stderr), float(relative_mse))
 
 
 def open_table(path: Union[str, Path], provenance: dict, method: str) -> SensitivityTable:

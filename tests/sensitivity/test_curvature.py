@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -106,19 +107,28 @@ def test_merge_pools_probes_and_gathers_entries(tmp_path):
     assert merged.harm() == {"a": {2: 3.0 * 0.5 * 2}, "b": {2: 3.0 * 0.5 * 50}}
 
 
+ROW = {"n_weights": 4, "squared_norm": 1.0, "samples": [1.0, 2.0]}
+
+
 @pytest.mark.parametrize(
-    "change",
+    "change, found",
     [
-        {"probes": [0]},
-        {"probes": ["x", "y"]},
-        {"clusters": {"a": {"n_weights": 4}}},
-        {"clusters": {"a": {"n_weights": 0, "squared_norm": 1.0, "samples": [1.0, 2.0]}}},
-        {"clusters": {"a": {"n_weights": 4, "squared_norm": 1.0, "samples": [1.0, math.inf]}}},
-        {"clusters": 3},
+        (3, "curvature: found 3"),
+        ({"probes": [0]}, "list of samples of a: found [1.0, 2.0]; expected 1 numbers"),
+        ({"probes": ["x", "y"]}, "list of probes: found ['x', 'y']"),
+        ({"probes": [0, 0]}, "list of probes: found [0, 0]; expected the numbers of probes, each"),
+        ({"probes": "01"}, "list of probes: found '01'"),
+        ({"clusters": 3}, "curvature of clusters: found 3"),
+        ({"clusters": {"a": {"n_weights": 4}}}, "curvature of a: found {'n_weights': 4}"),
+        ({"clusters": {"a": {**ROW, "n_weights": 0}}}, "n_weights of a: found 0"),
+        ({"clusters": {"a": {**ROW, "n_weights": 10**400}}}, "n_weights of a: found 1000"),
+        ({"clusters": {"a": {**ROW, "squared_norm": -1}}}, "squared_norm of a: found -1"),
+        ({"clusters": {"a": {**ROW, "samples": [1.0, math.inf]}}}, "samples of a: found [1.0, inf"),
+        ({"clusters": {"a": {**ROW, "samples": "ab"}}}, "samples of a: found 'ab'"),
     ],
 )
-def test_malformed_curvature_is_refused(change):
+def test_malformed_curvature_is_refused(change, found):
     value = table(make((1.0, 1.0), (2.0, 2.0))).to_dict()
-    value["curvature"].update(change)
-    with pytest.raises(FormatError, match="malformed"):
-        SensitivityTable.from_dict(value)
+    value["curvature"] = {**value["curvature"], **change} if isinstance(change, dict) else change
+    with pytest.raises(FormatError, match="t.json has a malformed .*" + re.escape(found)):
+        SensitivityTable.from_dict(value, "t.json")

@@ -127,6 +127,37 @@ def test_malformed_files_are_refused(tmp_path, change):
         SensitivityTable.read(path)
 
 
+GOOD = {"harm": 1.0, "stderr": None, "relative_mse": 0.5}
+
+
+@pytest.mark.parametrize(
+    "entries, found, expected",
+    [
+        ([], "value of entries: found []", "cluster -> bits -> {harm, stderr, relative_mse}"),
+        (None, "value of entries: found None", "an object"),
+        ({"x": "1"}, "row x: found '1'", "an object: bits -> "),
+        ({"x": {"one": GOOD}}, "row x: found 'one'", "bits such as 4"),
+        ({"x": {"1": [0.5]}}, "entry x at 1 bits: found [0.5]", "{harm, stderr, relative_mse}"),
+        ({"x": {"1": {**GOOD, "kl": 1}}}, "entry x at 1 bits: found {'harm'", "{harm, stderr"),
+        ({"x": {"1": {**GOOD, "harm": "a"}}}, "x at 1 bits: harm: found 'a'", "a number that is n"),
+        ({"x": {"1": {**GOOD, "harm": True}}}, "harm: found True", "a number"),
+        ({"x": {"1": {**GOOD, "harm": -0.5}}}, "harm: found -0.5", "not negative (method kl)"),
+        ({"x": {"1": {**GOOD, "stderr": -1}}}, "stderr: found -1", "at least 0, or null"),
+        ({"x": {"1": {**GOOD, "relative_mse": None}}}, "relative_mse: found None", "at least 0"),
+    ],
+)
+def test_malformed_entries_are_told_in_words_of_the_file(entries, found, expected):
+    value = {**SensitivityTable(record()).to_dict(), "entries": entries}
+    with pytest.raises(FormatError) as error:
+        SensitivityTable.from_dict(value, "t.json")
+    message = str(error.value)
+    assert message.startswith("t.json has a malformed ") and found in message, message
+    assert expected in message.split("; expected ")[1]
+    assert message.endswith("make it again with `mpq sensitivity` or `mpq nas`")
+    value["entries"] = {"x": {"1": GOOD}}
+    assert SensitivityTable.from_dict(value).harm() == {"x": {1: 1.0}}
+
+
 def test_rounding_below_zero_and_the_printed_form_are_fine(tmp_path):
     for method, harm in (("kl", -1e-7), ("kl_printed", -0.5)):
         table = SensitivityTable(record(), method)
