@@ -51,8 +51,10 @@ def fill_curvature(
     from espnet_mpq.sensitivity.kl import relative_mse
 
     n_jobs, job = args.n_jobs or 1, args.job or 1
+    fresh = Curvature.of(exp.lm, clusters)
     if table.curvature is None:
-        table.curvature = Curvature.of(exp.lm, clusters)
+        table.curvature = fresh
+    table.curvature.check_same_lm(fresh, f"{output} and {exp.checkpoint}")
     curvature, precision = table.curvature, args.precision * math.sqrt(n_jobs)
     own = range(job - 1, args.max_probes, n_jobs)
     todo = [] if curvature.is_precise(precision) else [k for k in own if k not in curvature.samples]

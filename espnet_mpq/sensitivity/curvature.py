@@ -7,7 +7,7 @@ import math
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from espnet_mpq.errors import MismatchError
-from espnet_mpq.sensitivity.form import is_count, is_integer, is_list, is_number, need
+from espnet_mpq.sensitivity.form import AGAIN, is_count, is_integer, is_list, is_number, need
 
 MIN_PROBES = 4  # fewer do not tell their own spread
 # A cluster with less than this share of all harm needs no relative precision of its own.
@@ -93,6 +93,21 @@ class Curvature:
         found = [(name, *self.trace(name)) for name in self.n_weights]
         return [row for row in found if row[1] < 0]
 
+    def check_same_lm(self, other: "Curvature", what: str) -> None:
+        """Raise MismatchError unless sizes and norms of all clusters are those of ``other``."""
+        for name in {**self.n_weights, **other.n_weights}:
+            mine, theirs = (
+                (c.n_weights.get(name, 0), c.squared_norm.get(name, 0.0)) for c in (self, other)
+            )
+            # The same weights; the order of a sum may differ.
+            if mine[0] != theirs[0] or not math.isclose(mine[1], theirs[1], rel_tol=1e-6):
+                raise MismatchError(
+                    f"traces of different LMs, {what}: cluster {name}",
+                    found="%d weights, squared norm %g" % mine,
+                    expected="%d, %g" % theirs,
+                    todo=AGAIN,
+                )
+
     def to_dict(self) -> dict:
         """JSON form; the traces are there for readers and computed again when it is read."""
         probes = sorted(self.samples)
@@ -143,9 +158,6 @@ class Curvature:
         parts = list(parts)
         pooled = cls(dict(parts[0].n_weights), dict(parts[0].squared_norm))
         for part in parts:
-            if part.n_weights != pooled.n_weights:
-                raise MismatchError(
-                    "traces of different LMs", found=part.n_weights, expected=pooled.n_weights
-                )
+            part.check_same_lm(pooled, "a shard and the first one")
             pooled.samples.update(part.samples)
         return pooled

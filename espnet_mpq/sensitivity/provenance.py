@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Mapping
+from typing import Mapping, Tuple
 
 from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
 from espnet_mpq.sensitivity.form import is_count, is_in, is_integer, is_list, is_text, need
@@ -24,6 +24,7 @@ IDENTITY = (
     "scale_dtype",
     "probe",
     "trace",
+    "clusters",
 )
 # What a difference in one of them means.
 WORDS = {
@@ -40,7 +41,16 @@ WORDS = {
     "scale_dtype": "made for scales of another type",
     "probe": "made with other random vectors",
     "trace": "made from another form of the trace",
+    "clusters": "made for an LM with other clusters",
 }
+
+
+def apart(mine: object, other: object) -> Tuple[object, object]:
+    """Two values for a message; of two lists what the other one lacks, if that tells them apart."""
+    if isinstance(mine, list) and isinstance(other, list):
+        own = [x for x in mine if x not in other], [x for x in other if x not in mine]
+        return own if any(own) else (mine, other)
+    return mine, other
 
 
 def short(value: object) -> str:

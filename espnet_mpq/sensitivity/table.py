@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
-from espnet_mpq.errors import FormatError, InputError, MismatchError
+from espnet_mpq.errors import FormatError, InputError, MismatchError, near_matches
 from espnet_mpq.io import read_json, write_json
 from espnet_mpq.sensitivity.curvature import Curvature
 from espnet_mpq.sensitivity.form import is_in, is_number, need
-from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, check_provenance, short
+from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, apart, check_provenance, short
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
@@ -136,7 +136,25 @@ class SensitivityTable:
                 need(is_right, where, f"row {cluster}", bits, "bits such as 4")
                 name = f"entry {cluster} at {bits} bits"
                 table.add(cluster, int(bits), _read_entry(entry, table.method, where, name))
+        table._check_clusters(where)
         return table
+
+    def _check_clusters(self, where: str) -> None:
+        """Raise FormatError unless the parts of the table are of the same clusters."""
+        traced = None if self.curvature is None else list(self.curvature.n_weights)
+        known = self.provenance.get("clusters") or traced or list(self.entries)
+        if traced is None:
+            is_right = self.method not in CURVATURE or not self.entries
+            need(is_right, where, "curvature", None, f"traces, as the method is {self.method}")
+        else:
+            here, there = apart(traced, known)
+            is_right = set(traced) == set(known)
+            need(is_right, where, "curvature", here, f"the clusters of the table, {short(there)}")
+        for name in self.entries:
+            if name not in known:
+                raise FormatError(
+                    f"{where}: unknown cluster", found=repr(name), todo=near_matches(name, known)
+                )
 
     @classmethod
     def read(cls, path: Union[str, Path]) -> "SensitivityTable":
@@ -156,6 +174,7 @@ class SensitivityTable:
         pairs += [(k, self.provenance.get(k), other.provenance.get(k)) for k in IDENTITY]
         for key, mine, others in pairs:
             if mine != others:
+                mine, others = apart(mine, others)
                 raise MismatchError(
                     f"{here} and {there} do not belong together, {WORDS[key]}",
                     found=f"{key} {short(mine)} in {here}, {short(others)} in {there}",

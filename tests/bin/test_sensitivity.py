@@ -196,6 +196,45 @@ def test_more_precision_adds_probes(probed, fp_exp, text_file, tmp_path, capsys)
     assert json.loads(path.read_text())["entries"] == value["entries"]
 
 
+def test_tables_and_traces_of_another_lm_are_refused(
+    whole, probed, fp_exp, text_file, tmp_path, capsys
+):
+    method, words, curved = probed
+    path = tmp_path / "s.json"
+
+    def renamed(value):
+        return json.loads(json.dumps(value).replace("rnn.l0.i", "rnn.l7.i"))
+
+    def extra(value):
+        return {**value, "entries": {**value["entries"], "rnn.l7.i": value["entries"]["output"]}}
+
+    def heavier(value):
+        value = json.loads(json.dumps(value))
+        value["curvature"]["clusters"]["output"]["squared_norm"] *= 2
+        return value
+
+    for value, more, change, message in (
+        (whole[1], [], renamed, "found clusters ['rnn.l7.i'] in {}, ['rnn.l0.i'] in this run"),
+        (whole[1], [], extra, "{}: unknown cluster: found 'rnn.l7.i'; did you mean 'rnn.l1.i'"),
+        (curved, words, renamed, "found clusters ['rnn.l7.i'] in {}, ['rnn.l0.i'] in this run"),
+        (curved, words, heavier, "traces of different LMs, {} and "),
+    ):
+        path.write_text(json.dumps(change(value)))
+        before = path.read_bytes()
+        assert main(options(fp_exp, text_file, path, *more)) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message.format(path) in error, error
+        assert path.read_bytes() == before
+        # As a shard beside one of this LM.
+        shards = [tmp_path / f"m.{job}.json" for job in (1, 2)]
+        for shard, content in zip(shards, (value, change(value))):
+            shard.write_text(json.dumps(content))
+        assert main(["sensitivity", "--output", str(tmp_path / "m.json"), "--merge", "2"]) == 1
+        assert not (tmp_path / "m.json").exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "a shard and the first one: cluster output" in error
+
+
 def test_negative_traces_are_named_and_count_as_no_harm(
     fp_exp, text_file, tmp_path, monkeypatch, capsys
 ):

@@ -65,8 +65,13 @@ def test_pool_counts_every_probe_once():
         [make((1.0, 0.0), (3.0, 0.0), probes=[0, 2]), make((5.0, 0.0), (3.0, 0.0), probes=[1, 2])]
     )
     assert sorted(pooled.samples) == [0, 1, 2] and pooled.trace("a")[0] == 3.0
-    with pytest.raises(MismatchError, match="different LMs"):
-        Curvature.pool([make(), Curvature({"a": 4}, {"a": 2.0})])
+    for weights, norms, found in (
+        ({"a": 4}, {"a": 2.0}, "cluster b: found 0 weights, squared norm 0; expected 10, 50"),
+        ({"a": 5, "b": 10}, {"a": 2.0, "b": 50.0}, "cluster a: found 5 weights"),
+        ({"a": 4, "b": 10}, {"a": 2.0, "b": 51.0}, "cluster b: found 10 weights, squared norm 51;"),
+    ):
+        with pytest.raises(MismatchError, match=f"different LMs.*{found}"):
+            Curvature.pool([make(), Curvature(weights, norms)])
 
 
 def table(curvature, method="hessian", **provenance):
@@ -105,6 +110,22 @@ def test_merge_pools_probes_and_gathers_entries(tmp_path):
     merged = merge(tmp_path / "t.json", 2)
     assert merged.curvature.trace("a")[0] == 3.0
     assert merged.harm() == {"a": {2: 3.0 * 0.5 * 2}, "b": {2: 3.0 * 0.5 * 50}}
+
+
+def test_traces_and_entries_of_different_clusters_are_refused():
+    value = table(make((1.0, 1.0), (2.0, 2.0))).to_dict()
+    value["entries"] = {"a": {"2": {"harm": 1.0, "stderr": 0.5, "relative_mse": 0.5}}}
+    assert SensitivityTable.from_dict(value).harm() == {"a": {2: 1.0}}
+    for change, found in (
+        ({"curvature": None}, "curvature: found None; expected traces, as the method is hessian"),
+        ({"provenance": {"clusters": ["a", "c"]}}, "['b']; expected the clusters of the table"),
+        ({"provenance": {"clusters": ["a"]}}, "curvature: found ['b']; expected"),
+        ({"provenance": {}, "entries": {"c": value["entries"]["a"]}}, "unknown cluster: found 'c'"),
+    ):
+        with pytest.raises(FormatError, match=re.escape(found)):
+            SensitivityTable.from_dict({**value, **change}, "t.json")
+    value["provenance"] = {}
+    assert set(SensitivityTable.from_dict(value).curvature.n_weights) == {"a", "b"}
 
 
 ROW = {"n_weights": 4, "squared_norm": 1.0, "samples": [1.0, 2.0]}

@@ -62,6 +62,7 @@ OTHERS = {
     "scale_dtype": ("float32", "'float16' in {}, 'float32' in this run"),
     "probe": ("rademacher", "'gaussian' in {}, 'rademacher' in this run"),
     "trace": ("plain", "'average' in {}, 'plain' in this run"),
+    "clusters": (["x", "z"], "['y'] in {}, ['z'] in this run"),
 }
 
 
@@ -156,6 +157,16 @@ def test_malformed_entries_are_told_in_words_of_the_file(entries, found, expecte
     assert message.endswith("make it again with `mpq sensitivity` or `mpq nas`")
     value["entries"] = {"x": {"1": GOOD}}
     assert SensitivityTable.from_dict(value).harm() == {"x": {1: 1.0}}
+
+
+def test_entries_of_a_cluster_that_the_table_does_not_name_are_refused():
+    value = SensitivityTable(record(clusters=["rnn.l0.i", "output"])).to_dict()
+    value["entries"] = {"rnn.l0.i": {"1": GOOD}, "outptu": {"1": GOOD}}
+    with pytest.raises(FormatError, match="t.json: unknown cluster: found 'outptu'; did you mean"):
+        SensitivityTable.from_dict(value, "t.json")
+    for clusters in ([], None):  # not recorded
+        value["provenance"]["clusters"] = clusters
+        assert len(SensitivityTable.from_dict(value).entries) == 2
 
 
 def test_rounding_below_zero_and_the_printed_form_are_fine(tmp_path):
