@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
@@ -75,10 +74,10 @@ def _run(name: str, argv: List[str]) -> int:
     debug = "--debug" in argv or os.environ.get("MPQ_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]
     try:
-        from espnet_mpq.bin.options import parse
+        from espnet_mpq.bin.options import Parser, parse
 
         module = importlib.import_module(f"espnet_mpq.bin.{name}")
-        parser = argparse.ArgumentParser(prog=f"mpq {name}", description=SUBCOMMANDS[name])
+        parser = Parser(prog=f"mpq {name}", description=SUBCOMMANDS[name])
         module.add_arguments(parser)
         return module.main(parse(parser, argv)) or 0
     except MpqError as error:

@@ -16,6 +16,19 @@ from espnet_mpq.io import sha256_file
 T = TypeVar("T")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which names near matches of a value that is no choice."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        # argparse has no public place for this.
+        if action.choices is not None and value not in action.choices:
+            if isinstance(value, str):
+                todo = near_matches(value, action.choices)
+            else:  # digits that look alike say nothing
+                todo = "known: " + ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {todo}")
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the options of a subcommand; a YAML file given with --config comes first.
 

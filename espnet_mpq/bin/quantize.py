@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from espnet_mpq.bin.options import check_ngpu, parse, read_yaml
+from espnet_mpq.bin.options import Parser, check_ngpu, parse, read_yaml
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
@@ -169,7 +169,7 @@ def _step(title: str, words) -> None:
     """One subcommand, as its own command line would run it."""
     print(f"== {title}: mpq {shlex.join(words)}", file=sys.stderr, flush=True)
     module = importlib.import_module(f"espnet_mpq.bin.{words[0]}")
-    parser = argparse.ArgumentParser(prog=f"mpq {words[0]}")
+    parser = Parser(prog=f"mpq {words[0]}")
     module.add_arguments(parser)
     module.main(parse(parser, words[1:]))
 

@@ -56,6 +56,8 @@ def test_options(fails, tmp_path, fp_exp, text_file):
     fails(["sensitivity", "--output", "x.json"], "--lm_exp is missing")
     fails(["sensitivity", "--outptu", "x", "--output", "x"], "did you mean '--output'")
     fails(sensitivity(fp_exp.path, text_file, "--bits", 3), "invalid choice: 3", status=2)
+    misspelt = sensitivity(fp_exp.path, text_file, "--method", "hesian")
+    fails(misspelt, "--method", "did you mean 'hessian'?", status=2)
     fails(sensitivity(fp_exp.path, text_file, "--job", 2), "--job and --n_jobs")
     fails(sensitivity(fp_exp.path, text_file, "--job", 3, "--n_jobs", 2), "job 3 of 2")
     fails(sensitivity(fp_exp.path, text_file, "--max_tokens", -1), "--max_tokens", "-1")

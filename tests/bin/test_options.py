@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from espnet_mpq.bin.options import parse, progress, provenance
+from espnet_mpq.bin.options import Parser, parse, progress, provenance
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="mpq test")
+    parser = Parser(prog="mpq test")
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--text", required=True)
     parser.add_argument("--bits", type=int, nargs="+", choices=(1, 2, 4), default=[1])
     parser.add_argument("--budget", type=float)
+    parser.add_argument("--method", choices=("kl", "hessian", "fisher"), default="kl")
     parser.add_argument("--no_train", action="store_true")
     return parser
 
@@ -78,6 +77,23 @@ def test_bad_values_are_usage_errors_wherever_they_stand(config, capsys):
             parse(make_parser(), ["--text", "t", *argv] if argv[0] != "--tex" else argv)
         assert stop.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--method", "hesian"], "--method: invalid choice: 'hesian'; did you mean 'hessian'?"),
+        (["--config"], "--method: invalid choice: 'fishr'; did you mean 'fisher'?"),
+        (["--method=x"], "--method: invalid choice: 'x'; known: kl, hessian, fisher"),
+        (["--bits", "1", "12"], "--bits: invalid choice: 12; known: 1, 2, 4"),
+    ],
+)
+def test_misspelt_choices_get_near_matches(config, capsys, argv, message):
+    argv = [*argv, config("method: fishr")] if argv == ["--config"] else argv
+    with pytest.raises(SystemExit) as stop:
+        parse(make_parser(), ["--text", "t", *argv])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"mpq test: error: argument {message}\n")
 
 
 def test_provenance_has_options_and_hashes(tmp_path):
