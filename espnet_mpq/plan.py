@@ -14,7 +14,6 @@ from espnet_mpq.io import read_json, write_json
 FORMAT = "espnet_mpq.plan"
 VERSION = 1
 QUANTIZED_BITS = (1, 2, 4, 8)
-MOST_BITS = 64  # of a budget: more than any LM takes, its header included
 BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
 GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")
@@ -262,6 +261,20 @@ def plan_size(
 def total_n_weights(clusters: Sequence[Cluster], rest: Sequence[Tuple[str, tuple]]) -> int:
     """All parameters of the fp LM, tied ones once: the denominator of effective bits."""
     return sum(c.n_weights for c in clusters) + sum(prod(shape) for _, shape in rest)
+
+
+def budget_n_bytes(
+    n_weights: int, effective_bits: Optional[float] = None, n_bytes: Optional[int] = None
+) -> Optional[int]:
+    """Most bytes of a packed file under a budget in effective bits or in bytes; None: no budget.
+
+    Args:
+        n_weights: of the fp LM, as total_n_weights counts them.
+    """
+    if n_bytes is not None or effective_bits is None:
+        return n_bytes
+    # Floor: the file may not exceed the budget by one bit. A boundless budget is a number, too.
+    return int(min(effective_bits * n_weights / 8, 2**62))
 
 
 def bits_table(plan: Plan, clusters: Sequence[Cluster]) -> List[Dict]:

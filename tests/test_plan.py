@@ -7,7 +7,14 @@ import torch
 
 from espnet_mpq.clusters import find_clusters, rest_parameters
 from espnet_mpq.errors import PlanError
-from espnet_mpq.plan import ClusterSpec, Plan, cluster_n_bytes, plan_size, uniform_plan
+from espnet_mpq.plan import (
+    ClusterSpec,
+    Plan,
+    budget_n_bytes,
+    cluster_n_bytes,
+    plan_size,
+    uniform_plan,
+)
 
 
 class RnnLm(torch.nn.Module):
@@ -114,6 +121,18 @@ def test_effective_bits_of_the_float_model_is_32(lm):
     size = plan_size(uniform_plan(clusters, 32), clusters, rest)
     assert size.n_weights == sum(p.numel() for p in lm.parameters())
     assert size.effective_bits == 32.0
+
+
+def test_a_budget_in_bits_is_rounded_down_to_bytes():
+    assert budget_n_bytes(1000, 2.0) == 250 and budget_n_bytes(1001, 2.0) == 250
+    assert budget_n_bytes(4000, 3.01) == 1505
+    assert budget_n_bytes(1000, 2.0, 77) == budget_n_bytes(1000, None, 77) == 77
+    assert budget_n_bytes(1000) is None
+    assert budget_n_bytes(10**9, 1e308) == 2**62  # a number, not an overflow
+    for bits in (0.1, 1.7, 2.3, 21.9):
+        for n_weights in (1, 7, 650, 12345):
+            n_bytes = budget_n_bytes(n_weights, bits)
+            assert 8 * n_bytes / n_weights <= bits < 8 * (n_bytes + 1) / n_weights
 
 
 def test_model_scales_are_counted_once_per_bits_and_grid(lm):

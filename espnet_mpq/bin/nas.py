@@ -11,6 +11,7 @@ from espnet_mpq.bin.options import check_ngpu, read_yaml
 from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
 
+MOST_BITS = 64  # of a budget: more than any LM takes, its header included
 EXAMPLE = """example:
   mpq nas --lm_exp exp/lm --text dump/raw/lm_train.txt --budget 2.0 --output_dir exp/nas
   mpq plan --lm_exp exp/lm --sensitivity exp/nas/sensitivity.json --budget 2.0 --output_dir plan
@@ -118,8 +119,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from espnet_mpq.plan import MOST_BITS
-
     n_budgets = (args.budget is not None) + (args.budget_bytes is not None)
     if args.nas_exp and n_budgets:
         raise InputError(
@@ -210,11 +209,12 @@ def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> D
     from espnet_mpq.hosts.espnet.nas_config import nas_settings
     from espnet_mpq.hosts.espnet.train_config import to_yaml
     from espnet_mpq.io import atomic_write
+    from espnet_mpq.plan import budget_n_bytes
 
     _options(args, "joint")  # its checks, before those of the budget
     planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
     least = planner.size(planner.uniform(min(args.bits)))
-    budget = args.budget_bytes or int(args.budget * planner.n_weights / 8)
+    budget = budget_n_bytes(planner.n_weights, args.budget, args.budget_bytes)
     if budget < least.n_bytes:
         raise InputError(
             "the budget is too small for this LM (header, scales and biases count)",

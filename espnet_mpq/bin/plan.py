@@ -63,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
     from espnet_mpq.hosts.espnet.experiment import load_fp_lm
     from espnet_mpq.hosts.espnet.train_config import to_yaml, train_settings
     from espnet_mpq.io import atomic_write, token_list_sha256, write_json
+    from espnet_mpq.plan import budget_n_bytes
     from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
 
     exp = load_fp_lm(args.lm_exp, args.lm_file)
@@ -71,8 +72,8 @@ def main(args: argparse.Namespace) -> int:
     if args.uniform is not None:
         choice = planner.uniform(args.uniform)
     else:
-        budget_n_bytes = _budget_n_bytes(args, planner)
-        point = planner.allocate(budget_n_bytes)
+        n_bytes = budget_n_bytes(planner.n_weights, args.budget, args.budget_bytes)
+        point = planner.allocate(n_bytes)
         choice = point.choice
     settings = train_settings(exp, planner.plan(choice), user_options)  # before minutes of work
     joint = None
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
                 "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
                 *(joint[0], NOT_ADDITIVE, predicted),
             )
-            choice, joint = planner.repair(meter, choice, joint, budget_n_bytes, args.repair)
+            choice, joint = planner.repair(meter, choice, joint, n_bytes, args.repair)
             settings = train_settings(exp, planner.plan(choice), user_options)
 
     record = provenance(
@@ -153,15 +154,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--repair", found=args.repair, expected="at least 0")
     if args.max_tokens is not None and args.max_tokens < 0:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
-
-
-def _budget_n_bytes(args, planner) -> int:
-    from espnet_mpq.plan import MOST_BITS
-
-    if args.budget_bytes is not None:
-        return args.budget_bytes
-    # Floor: the plan may not exceed the budget by one bit.
-    return int(min(args.budget, MOST_BITS) * planner.n_weights / 8)
 
 
 def _make_meter(args, exp, planner, table):
@@ -240,5 +232,3 @@ def _next_step(folder: Path, exp) -> str:
         f" --init_param {exp.checkpoint} ... , or without training:"
         f" mpq pack --lm_exp {exp.config.parent} --plan {folder}/plan.json --output_dir ..."
     )
-
-

@@ -13,7 +13,13 @@ from espnet_mpq.hosts.espnet.lm_rnn import MpqSequentialRNNLM
 from espnet_mpq.hosts.espnet.lm_transformer import MpqTransformerLM
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.metadata import header_n_bytes
-from espnet_mpq.plan import cluster_n_bytes, plan_size, total_n_weights, uniform_plan
+from espnet_mpq.plan import (
+    budget_n_bytes,
+    cluster_n_bytes,
+    plan_size,
+    total_n_weights,
+    uniform_plan,
+)
 from espnet_mpq.search.candidates import Candidates
 from espnet_mpq.search.nas import Draw, Mixture, NasOptions
 
@@ -55,10 +61,8 @@ class NasLm:
         architecture = Architecture.from_lm_conf(host_options, vocab_size, self.FP_LM)
         rest = rest_parameters(self, clusters)
         fixed = fixed_n_bytes(architecture, clusters, rest, options)
-        budget = options.budget_bytes
-        if options.budget is not None:
-            # Floor: the plan may not exceed the budget by one bit.
-            budget = int(options.budget * total_n_weights(clusters, rest) / 8)
+        n_weights = total_n_weights(clusters, rest)
+        budget = budget_n_bytes(n_weights, options.budget, options.budget_bytes)
         self.candidates = Candidates(self, clusters, options)
         names = [name for name, _ in self.named_parameters()]
         self.nas = Mixture(clusters, options, fixed, budget)
