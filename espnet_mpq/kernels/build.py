@@ -34,7 +34,7 @@ AVX512_FLAGS = [
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 ]
 X86_FLAGS = {
-    "path_avx2.cpp": ["-mavx2", "-mno-fma"],
+    "path_avx2.cpp": ["-mavx2", "-mfma"],
     "path_avx512.cpp": AVX512_FLAGS,
     "path_avx512vbmi.cpp": [*AVX512_FLAGS, "-mavx512vbmi"],
 }

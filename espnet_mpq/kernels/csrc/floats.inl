@@ -1,7 +1,12 @@
 // The float parts of every path, on vectors of MPQ_LANES floats; included once by each path.
 //
 // Operations and their order do not depend on MPQ_LANES (sums always run in 16 lanes) and nothing is
-// fused (-ffp-contract=off), so that all paths give the same floats.
+// fused (-ffp-contract=off) but what calls fused, so that all paths give the same floats.
+#if MPQ_LANES >= 8
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 #include <cmath>
 #include <cstring>
 
@@ -10,6 +15,7 @@ namespace {
 typedef float vf __attribute__((vector_size(MPQ_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(MPQ_LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(MPQ_LANES * 2)));
+typedef int8_t vb __attribute__((vector_size(MPQ_LANES)));
 constexpr int kLanes = MPQ_LANES;
 constexpr int kParts = 16 / kLanes;
 
@@ -38,6 +44,31 @@ inline void store_some(T* p, V v, int64_t n) {
         std::memcpy(p, &v, n * 4);
 }
 
+// fused: a * b + c, rounded once. at_least, at_most: NaN of x stays. scaled: p * 2^n of whole n, normal.
+#if MPQ_LANES == 16
+inline vf fused(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+inline vf at_least(vf x, float least) { return _mm512_max_ps(_mm512_set1_ps(least), x); }
+inline vf at_most(vf x, float most) { return _mm512_min_ps(_mm512_set1_ps(most), x); }
+inline vf scaled(vf p, vf n) { return _mm512_scalef_ps(p, n); }
+#else
+#if MPQ_LANES == 8
+inline vf fused(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+#elif defined(__ARM_NEON)
+inline vf fused(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+#else
+inline vf fused(vf a, vf b, vf c) {
+    for (int i = 0; i < kLanes; ++i) c[i] = std::fmaf(a[i], b[i], c[i]);
+    return c;
+}
+#endif
+inline vf at_least(vf x, float least) { return x < splat(least) ? splat(least) : x; }
+inline vf at_most(vf x, float most) { return x > splat(most) ? splat(most) : x; }
+inline vf scaled(vf p, vf n) {
+    const vf made = (vf)((vi)p + (__builtin_convertvector(n, vi) << 23));
+    return p == p ? made : p;    // the shift would make a number of some NaNs
+}
+#endif
+
 // Adding 1.5 * 2^23 leaves no fraction bits: round half to even for |x| < 2^22.
 inline vf round_even(vf x) {
     const vf magic = splat(12582912.0f);
@@ -47,21 +78,17 @@ inline vf round_even(vf x) {
 // exp to about 2 ulp for x up to `most` <= 88: 2^n times a polynomial (coefficients of Cephes' expf).
 // NaN stays NaN.
 inline vf exp_v(vf x, float most = 88.0f) {
-    x = x < splat(-87.3f) ? splat(-87.3f) : x;
-    x = x > splat(most) ? splat(most) : x;
-    // Behind the addition the lowest bits are n; shifted to the exponent, the others fall out.
-    const vf magic = splat(12582912.0f), sum = x * splat(1.44269504088896341f) + magic;
-    const vf n = sum - magic;
-    const vf r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+    x = at_most(at_least(x, -87.3f), most);
+    const vf magic = splat(12582912.0f);
+    const vf n = fused(x, splat(1.44269504088896341f), magic) - magic;
+    const vf r = fused(n, splat(2.12194440e-4f), fused(n, splat(-0.693359375f), x));
     vf p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * (r * r) + r + splat(1.0f);
-    // The shift would make a number of some NaNs.
-    return x == x ? (vf)((vi)p + ((vi)sum << 23)) : x;
+    p = fused(p, r, splat(1.3981999507e-3f));
+    p = fused(p, r, splat(8.3334519073e-3f));
+    p = fused(p, r, splat(4.1665795894e-2f));
+    p = fused(p, r, splat(1.6666665459e-1f));
+    p = fused(p, r, splat(5.0000001201e-1f));
+    return scaled(fused(p, r * r, r) + splat(1.0f), n);
 }
 
 // 1 / (1 + exp(-x)) and tanh(x) times it in one division. tanh is 1 beyond 20: no overflow.
@@ -93,11 +120,9 @@ float quantize(const float* x, int64_t cols, int8_t* q) {
     for (int64_t k = 0; k < cols; k += kLanes) {
         vf r = round_even(load_some<vf>(x + k, cols - k) / scale);
         // Only a subnormal scale can leave the range.
-        r = r > splat(127.0f) ? splat(127.0f) : r;
-        r = r < splat(-127.0f) ? splat(-127.0f) : r;
-        const vi whole = __builtin_convertvector(r, vi);
-        const int64_t n = cols - k < kLanes ? cols - k : kLanes;
-        for (int64_t i = 0; i < n; ++i) q[k + i] = int8_t(whole[i]);
+        r = at_least(at_most(r, 127.0f), -127.0f);
+        const vb bytes = __builtin_convertvector(__builtin_convertvector(r, vi), vb);
+        std::memcpy(q + k, &bytes, cols - k < kLanes ? cols - k : kLanes);
     }
     return scale;
 }

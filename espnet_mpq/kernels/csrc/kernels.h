@@ -9,11 +9,12 @@
 namespace mpq {
 
 constexpr int kBlockRows = 16;     // rows of a block: the int32 lanes of one 512-bit register
-constexpr int kPadCols = 32;       // columns are padded to this: 4 columns x 8 codes a byte at 1 bit
+constexpr int kPadCols = 32;       // activations are padded to this: a pack of 1 bit, the widest
 constexpr int kMaxCols = 65536;    // 128 * 128 * cols stays inside int32
 constexpr int kMaxBatch = 120;     // larger batches are cut, so that scratch memory stays small
 constexpr int kTablesPerByte = 8;  // 16 sums of 4 activations, 2 bytes each
-constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues
+constexpr int kChunkBlocks = 8;    // blocks of rows between two epilogues, of 8 rows of activations or more
+constexpr int kMostChunkBlocks = 64;    // of one row
 
 // Codes of a packed matrix, or of one group of its columns, in the kernels' layout. A block is 16
 // rows. A group is 4 columns: 64 codes, row after row. A pack is one 64-byte vector that holds 8 / bits groups: group g of a pack has its codes at bits
@@ -87,8 +88,10 @@ extern const Path kNeonDot;
 const Path* find_path(int path);
 
 int padded_cols(int64_t cols);
+// At most so many blocks between two epilogues: sums of about 8 KiB.
+int most_blocks(int64_t batch);
 // Blocks of rows of one part of the work: few enough that every thread has some.
-int chunk_blocks(int n_blocks, int n_threads);
+int chunk_blocks(int n_blocks, int n_threads, int64_t batch);
 void* aligned_new(size_t n_bytes);
 void aligned_delete(void* p);
 

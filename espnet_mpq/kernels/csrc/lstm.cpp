@@ -114,7 +114,7 @@ struct Run {
         for (int k = 0; k < 8 * lstm.n_layers + 1; ++k)
             form = std::max(form, Input::form_n_bytes(*lstm.of_layer(0)[k], most));
         const size_t rows = Arena::padded(size_t(most) * widest * 4);
-        scratch_n_bytes = 5 * mpq::product_n_bytes(most, mpq::kChunkBlocks);
+        scratch_n_bytes = 5 * chunk_n_bytes(most);
         Arena& arena = mpq::thread_arena();
         if (!arena.reserve(2 * Input::n_bytes(widest, most, form, 4) + 3 * rows +
                            n_threads * scratch_n_bytes))
@@ -127,10 +127,14 @@ struct Run {
         return true;
     }
 
+    // Never falls as the batch grows.
+    static size_t chunk_n_bytes(int batch) {
+        return mpq::product_n_bytes(std::max(batch, mpq::kMostChunkBlocks / mpq::kChunkBlocks),
+                                    mpq::kChunkBlocks);
+    }
     void* y(int slot) const { return scratch + slot * scratch_n_bytes; }
     float* gate(int slot, int k) const {
-        return static_cast<float*>(y(slot)) +
-               (k + 1) * mpq::product_n_bytes(batch, mpq::kChunkBlocks) / 4;
+        return static_cast<float*>(y(slot)) + (k + 1) * chunk_n_bytes(batch) / 4;
     }
 
     // Rows first .. first + batch of layer l of a state; null is zeros.
@@ -182,7 +186,7 @@ struct Run {
         h_out += (l * all + first) * nhid;
         c_out += (l * all + first) * nhid;
         const int total = w[0]->n_blocks, used = mpq::threads_for(n_threads, n_products(w, 8, batch));
-        const int chunk = mpq::chunk_blocks(total, used);
+        const int chunk = mpq::chunk_blocks(total, used, batch);
         mpq::parallel(used, (total + chunk - 1) / chunk, [&](int i, int slot) {
             const int block = i * chunk, n_blocks = std::min(chunk, total - block);
             const int64_t row = int64_t(block) * 16;
@@ -214,7 +218,7 @@ struct Run {
         const Weights* const* w = lstm.output();
         const float* bias = lstm.biases[4 * lstm.n_layers];
         const int total = w[0]->n_blocks, used = mpq::threads_for(n_threads, n_products(w, 1, batch));
-        const int chunk = mpq::chunk_blocks(total, used);
+        const int chunk = mpq::chunk_blocks(total, used, batch);
         out += first * stride;
         mpq::parallel(used, (total + chunk - 1) / chunk, [&](int i, int slot) {
             const int block = i * chunk, n_blocks = std::min(chunk, total - block);

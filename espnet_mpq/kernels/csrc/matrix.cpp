@@ -34,7 +34,7 @@ const Path* find_path(int path) {
     if (path == 0) return &kScalar;
 #ifdef MPQ_X86
     __builtin_cpu_init();
-    if (path == 1 && __builtin_cpu_supports("avx2")) return &kAvx2;
+    if (path == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
     const bool has_avx512 =
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -110,7 +110,7 @@ bool fill_group(Matrix* m, const Weights& w, int group, const uint8_t* codes, co
     m->cols = std::min(w.group_size, w.cols - first_col);
     m->bits = w.bits;
     m->n_blocks = w.n_blocks;
-    m->n_packs = mpq::padded_cols(m->cols) / 4 * m->bits / 8;
+    m->n_packs = int((m->cols * m->bits + 31) / 32);    // 32 bits of a row
     const size_t n_bytes = size_t(m->n_blocks) * m->n_packs * 64;
     m->packs = static_cast<uint8_t*>(mpq::aligned_new(n_bytes));
     m->scales = static_cast<float*>(mpq::aligned_new(size_t(m->n_blocks) * 64));

@@ -1,4 +1,5 @@
 // Aligned memory, the scratch memory of a thread, and the layout of activations.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #ifdef __GLIBC__
@@ -21,10 +22,16 @@ namespace mpq {
 
 int padded_cols(int64_t cols) { return int((cols + kPadCols - 1) / kPadCols * kPadCols); }
 
-int chunk_blocks(int n_blocks, int n_threads) {
-    if (n_threads < 2) return n_blocks < kChunkBlocks ? n_blocks : kChunkBlocks;
+int most_blocks(int64_t batch) {
+    return batch < 2 ? kMostChunkBlocks
+                     : int(std::max<int64_t>(kMostChunkBlocks / batch, kChunkBlocks));
+}
+
+int chunk_blocks(int n_blocks, int n_threads, int64_t batch) {
+    const int blocks = most_blocks(batch);
+    if (n_threads < 2) return std::min(n_blocks, blocks);
     // As many chunks for each thread, of nearly one size; at least two, as one may come late.
-    const int most = n_threads * kChunkBlocks, turns = (n_blocks + most - 1) / most;
+    const int most = n_threads * blocks, turns = (n_blocks + most - 1) / most;
     const int n_chunks = n_threads * (turns < 2 ? 2 : turns);
     return (n_blocks + n_chunks - 1) / n_chunks;
 }

@@ -156,7 +156,7 @@ MPQ_API int mpq_product(const Weights* w, const int8_t* x, int64_t batch, int32_
     if (!p) return -2;
     if (!w || !w->n_groups || batch < 0 || n_threads < 1) return -1;
     n_threads = threads_of(*w, batch, n_threads);
-    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads);
+    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads, batch);
     Scratch scratch{};
     if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
     Input& in = scratch.in;
@@ -186,7 +186,7 @@ MPQ_API int mpq_linear(const Weights* w, const float* x, int64_t batch, const fl
     if (!p) return -2;
     if (!w || batch < 0 || n_threads < 1) return -1;
     n_threads = threads_of(*w, batch, n_threads);
-    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads);
+    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads, batch);
     Scratch scratch{};
     if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
     Input& in = scratch.in;
@@ -200,7 +200,8 @@ MPQ_API int mpq_linear(const Weights* w, const float* x, int64_t batch, const fl
             const int64_t row = int64_t(block) * 16;
             const int n = int(std::min<int64_t>(w->rows - row, n_blocks * 16));
             // The caller's bias is not padded, so a copy is.
-            alignas(64) float padded[mpq::kChunkBlocks * 16] = {};
+            alignas(64) float padded[mpq::kMostChunkBlocks * 16];
+            std::memset(padded + n, 0, size_t(n_blocks * 16 - n) * 4);
             if (bias) std::memcpy(padded, bias + row, size_t(n) * 4);
             float* own = static_cast<float*>(scratch.of(slot));
             multiply(*p, *w, in, block, n_blocks, own, own + in.batch * chunk * 16, nullptr,

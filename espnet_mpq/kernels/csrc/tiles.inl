@@ -42,7 +42,7 @@ void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t*
         Vec codes[UNITS];
         MPQ_EACH(UNITS, i, {
             codes[i] = Isa::load(w[i]);
-            if (EVEN) __builtin_prefetch(w[i] + ahead, 0, 2);
+            if (Isa::kAhead) __builtin_prefetch(w[i] + ahead, 0, 2);
             w[i] += 64;
         });
         MPQ_EACH(kGroups, g, {
