@@ -16,6 +16,7 @@ from espnet_mpq.kernels.build import LIBRARY
 
 # In the library's numbering, slowest first. "reference" is torch with float activations.
 PATHS = ("scalar", "avx2", "avx512", "avx512vbmi", "neon")
+NUMBERS = {path: number for number, path in enumerate(PATHS)}
 REFERENCE, AUTO = "reference", "auto"
 ABI_VERSION = 3
 FAILURES = {
@@ -158,7 +159,7 @@ def path_number(path: Optional[str] = None) -> int:
             "kernels called while the reference is forced (MPQ_KERNEL)",
             todo="use kernels/reference.py",
         )
-    return PATHS.index(name)
+    return NUMBERS[name]
 
 
 def check(code: int, what: str) -> None:

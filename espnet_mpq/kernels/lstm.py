@@ -79,32 +79,46 @@ class KernelLstm:
         """Logits or log-probabilities after every token.
 
         Args:
-            tokens: int64 (batch, length), CPU.
+            tokens: int64 (batch, length) or, one a hypothesis, (batch,); CPU.
             state: (h, c), each float32 (nlayers, batch, nhid); None for zeros.
             path: one of dispatch.PATHS.
             n_threads: threads at most, the caller's included; None: torch.get_num_threads().
                 The result is the same for every number.
 
         Returns:
-            float32 (batch, length, vocab_size) and the new state.
+            float32 (*tokens.shape, vocab_size) and the new state.
 
         Raises:
             InputError: wrong shapes, dtypes or device, or a token outside the vocabulary.
         """
-        dispatch.check_cpu(tokens)
-        batch, length = tokens.shape
+        # A step of a small LM takes some 40 us, and a call of torch about one.
+        if not tokens.is_cpu:
+            dispatch.check_cpu(tokens)
+        if tokens.dtype is not torch.int64 or not tokens.is_contiguous():
+            tokens = tokens.to(torch.int64).contiguous()
+        batch, length = tokens.shape if tokens.dim() == 2 else (tokens.shape[0], 1)
         shape = (self.nlayers, batch, self.nhid)
-        h, c = (None, None) if state is None else (_state(x, shape) for x in state)
-        tokens = tokens.to(torch.int64).contiguous()
+        h = c = None
+        if state is not None:
+            h, c = _state(state[0], shape), _state(state[1], shape)
         new_h, new_c = torch.empty(shape), torch.empty(shape)
-        out = torch.empty(batch, length, self.vocab_size)
+        out = torch.empty((*tokens.shape, self.vocab_size))
         code = self.library.mpq_lstm_run(
-            *(self.handle, tokens.data_ptr(), batch, length),
-            *(dispatch.address(h), dispatch.address(c), new_h.data_ptr(), new_c.data_ptr()),
-            *(out.data_ptr(), int(log_probs), dispatch.PATHS.index(path)),
+            self.handle,
+            tokens.data_ptr(),
+            batch,
+            length,
+            None if h is None else h.data_ptr(),
+            None if c is None else c.data_ptr(),
+            new_h.data_ptr(),
+            new_c.data_ptr(),
+            out.data_ptr(),
+            log_probs,
+            dispatch.NUMBERS[path],
             n_threads or torch.get_num_threads(),
         )
-        dispatch.check(code, "LSTM")
+        if code:
+            dispatch.check(code, "LSTM")
         return out, (new_h, new_c)
 
 
@@ -113,7 +127,7 @@ def _pointers(addresses: Sequence[int]):
 
 
 def _state(x: torch.Tensor, shape: tuple) -> torch.Tensor:
-    if x.dtype != torch.float32 or x.shape != shape or not x.is_cpu:
+    if x.dtype is not torch.float32 or x.shape != shape or not x.is_cpu:
         raise InputError(
             "LSTM state",
             found=f"{x.dtype} {tuple(x.shape)} on {x.device}",

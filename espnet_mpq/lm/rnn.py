@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Dict, Optional, Tuple, Union
 
 import torch
@@ -31,10 +32,11 @@ class PackedRnn(PackedLm):
     Arguments and errors as PackedLm.
     """
 
-    MADE = ("_dense", "_lstm")
+    MADE = ("_dense", "_lstm", "_chosen")
     architecture: RnnArchitecture
     _dense: Optional[tuple]
     _lstm: Optional[KernelLstm]
+    _chosen: Optional[Dict[Optional[str], Optional[str]]]  # $MPQ_KERNEL -> path, None: reference
 
     def zero_state(self, batch_size: int = 1) -> State:
         """The state before the first token: zeros (nlayers, batch_size, nhid)."""
@@ -42,7 +44,6 @@ class PackedRnn(PackedLm):
         h = torch.zeros(shape, dtype=self.dtype, device=self.device)
         return (h, torch.zeros_like(h)) if self.architecture.rnn_type == "lstm" else h
 
-    @torch.no_grad()
     def logits(
         self, tokens: torch.Tensor, state: Optional[State] = None
     ) -> Tuple[torch.Tensor, State]:
@@ -66,28 +67,41 @@ class PackedRnn(PackedLm):
         return kernel_name(self.architecture, self.plan)
 
     def _run(self, tokens, state, log_probs: bool) -> Tuple[torch.Tensor, State]:
+        """As logits, or log-probabilities; tokens (batch, length) or (batch,)."""
         self._check_filled()
+        path = self._path()
+        if path is not None:
+            return self._lstm.run(tokens, state, log_probs, path)
+        return self._run_reference(tokens, state, log_probs)
+
+    def _path(self) -> Optional[str]:
+        """The path that runs, None for the reference; makes the kernel form it needs."""
+        asked = os.environ.get("MPQ_KERNEL")
         if self._lstm is None:
             path = runnable(self.architecture, self.plan, self.device, self.dtype)
-            if path is not None:
-                self._lstm = make_lstm(self.architecture, self.matrix, self.tensor)
-                dispatch.trim()
-        else:  # moves and casts drop it, so it still fits
+            if path is None:
+                return None
+            self._chosen = {asked: path}  # first, for other threads
+            self._lstm = make_lstm(self.architecture, self.matrix, self.tensor)
+            dispatch.trim()
+        elif asked not in self._chosen:  # moves and casts drop the form, so it still fits
             path = dispatch.choose()
-        if path not in (None, dispatch.REFERENCE):
-            return self._lstm.run(tokens, state, log_probs, path)
-        embedding, rnn, output, bias = self._dense_weights()
-        hidden, state = rnn(torch.nn.functional.embedding(tokens, embedding), state)
-        logits = torch.nn.functional.linear(hidden, output, bias)
-        return logits.log_softmax(dim=-1) if log_probs else logits, state
+            self._chosen[asked] = None if path == dispatch.REFERENCE else path
+        return self._chosen[asked]
 
     @torch.no_grad()
+    def _run_reference(self, tokens, state, log_probs: bool) -> Tuple[torch.Tensor, State]:
+        embedding, rnn, output, bias = self._dense_weights()
+        vectors = torch.nn.functional.embedding(tokens.reshape(len(tokens), -1), embedding)
+        hidden, state = rnn(vectors, state)
+        logits = torch.nn.functional.linear(hidden, output, bias).view(*tokens.shape, -1)
+        return logits.log_softmax(dim=-1) if log_probs else logits, state
+
     def step(
         self, tokens: torch.Tensor, state: Optional[State] = None
     ) -> Tuple[torch.Tensor, State]:
         """Log-probabilities of the next token after one more: int64 (batch,) -> (batch, V)."""
-        log_probs, state = self._run(tokens.reshape(-1, 1), state, True)
-        return log_probs.squeeze(1), state
+        return self._run(tokens, state, True)
 
     def forward(self, tokens: torch.Tensor, state: Optional[State] = None):
         """As logits."""
