@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import isnan, log, sqrt
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -80,7 +80,8 @@ class PackedTransformer(PackedLm):
                 are at their start.
 
         Returns:
-            (batch, vocab_size) and the state with the newest tokens.
+            (batch, vocab_size) and the state with the newest tokens. Where activations overflow
+            (16-bit floats), nan stays in the hypotheses that have it.
         """
         if not len(tokens):
             return self.tensor("decoder.bias").new_empty(0, self.architecture.vocab_size), []
@@ -93,8 +94,12 @@ class PackedTransformer(PackedLm):
             return memory.attend(q, k, v, layer, heads)
 
         positions = torch.tensor([len(prefix) for prefix in prefixes], device=tokens.device)
-        logits = self._network().run(tokens, positions, attend)
-        return logits.log_softmax(dim=-1), memory.extended()
+        log_probs = self._network().run(tokens, positions, attend).log_softmax(dim=-1)
+        if len(tokens) > 1 and any(map(isnan, log_probs[:, 0].tolist())):
+            # Attention gives the tokens of other hypotheses no weight, but 0 x nan is nan.
+            steps = [self.step(t[None], [p]) for t, p in zip(tokens, prefixes)]
+            return torch.cat([scores for scores, _ in steps]), [grown for _, (grown,) in steps]
+        return log_probs, memory.extended()
 
     def forward(self, tokens: torch.Tensor, state: None = None):
         """As logits."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from espnet_mpq.errors import InputError, MismatchError
-from espnet_mpq.lm.prefixes import Memory
+from espnet_mpq.lm.prefixes import Memory, PastToken
 from espnet_mpq.lm.transformer import PackedTransformer
 from espnet_mpq.packed.dequantize import dequantize
 from espnet_mpq.packed.pack import pack_lm
@@ -119,6 +119,35 @@ def test_prefixes_share_their_tokens(reference):
     for token in state[0]:
         assert token.keys_values.numel() == 2 * arch.layer * arch.att_unit
         assert token.keys_values.storage().nbytes() == 4 * token.keys_values.numel()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kernel", ["reference", "scalar"])
+def test_what_is_no_number_stays_in_its_hypotheses(kernels, monkeypatch, kernel, value):
+    """Keys or values of one prefix that overflowed leave the others of the batch as they are."""
+    monkeypatch.setenv("MPQ_KERNEL", kernel)
+    arch = transformer()
+    runtime, _ = filled(arch, uniform(arch, ClusterSpec(4)))
+    ids = some_ids(arch, 5, 4)
+    state = None
+    for t in range(3):
+        _, state = runtime.step(ids[:, t], state)
+    state[3] = state[3][:1]  # prefixes of different lengths
+    clean, _ = runtime.step(ids[:, 3], state)
+    for row in range(2 * arch.layer):  # the key or value of one layer
+        last = state[1][-1].keys_values.clone()
+        last[row] = value
+        spoiled = PastToken(last, True)
+        broken = [state[0], (*state[1][:-1], spoiled), state[2], state[3], (spoiled, *state[4])]
+        log_probs, grown = runtime.step(ids[:, 3], broken)
+        assert torch.isnan(log_probs[[1, 4]]).all()
+        assert torch.allclose(log_probs[[0, 2, 3]], clean[[0, 2, 3]], atol=1e-6)
+        assert [len(prefix) for prefix in grown] == [4, 4, 4, 2, 5]
+        for k in (0, 2, 3):
+            assert bool(grown[k][-1].keys_values.isfinite().all())
+        # And in what comes after.
+        after, _ = runtime.step(ids[:, 0], grown)
+        assert torch.isnan(after).all(dim=1).tolist() == [False, True, False, False, True]
 
 
 def test_token_zero_is_hidden_from_every_other(reference):
