@@ -94,6 +94,10 @@ int most_blocks(int64_t batch);
 int chunk_blocks(int n_blocks, int n_threads, int64_t batch);
 void* aligned_new(size_t n_bytes);
 void aligned_delete(void* p);
+// 64-byte aligned memory for weights; pieces of a model lie in common huge pages, which the hardware reads
+// ahead where it stops at the ends of small ones.
+void* weights_new(size_t n_bytes);
+void weights_delete(void* p, size_t n_bytes);
 
 // Memory of the calling thread, kept between calls; grows only. Null when there is no memory.
 class Arena {

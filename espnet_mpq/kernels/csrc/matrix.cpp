@@ -103,6 +103,10 @@ void fill_packs(Matrix* m, const uint8_t* codes, int64_t row_n_bytes, int64_t fi
     }
 }
 
+size_t packs_n_bytes(const Matrix& m) { return size_t(m.n_blocks) * m.n_packs * 64; }
+
+size_t floats_n_bytes(const Weights& w) { return size_t(w.n_blocks) * 16 * w.cols * (w.bits / 8); }
+
 bool fill_group(Matrix* m, const Weights& w, int group, const uint8_t* codes, const int8_t* levels,
                 int n_levels, const float* scales, int64_t scale_rows) {
     const int64_t first_col = group * w.group_size;
@@ -111,8 +115,8 @@ bool fill_group(Matrix* m, const Weights& w, int group, const uint8_t* codes, co
     m->bits = w.bits;
     m->n_blocks = w.n_blocks;
     m->n_packs = int((m->cols * m->bits + 31) / 32);    // 32 bits of a row
-    const size_t n_bytes = size_t(m->n_blocks) * m->n_packs * 64;
-    m->packs = static_cast<uint8_t*>(mpq::aligned_new(n_bytes));
+    const size_t n_bytes = packs_n_bytes(*m);
+    m->packs = static_cast<uint8_t*>(mpq::weights_new(n_bytes));
     m->scales = static_cast<float*>(mpq::aligned_new(size_t(m->n_blocks) * 64));
     if (!m->packs || !m->scales) return false;
     std::memset(m->packs, 0, n_bytes);
@@ -184,7 +188,7 @@ MPQ_API Weights* mpq_floats_new(const void* values, int64_t rows, int64_t cols, 
     if (bits != 16 && bits != 32) return nullptr;
     Weights* w = new_weights(rows, cols, bits);
     if (!w) return nullptr;
-    w->floats = mpq::aligned_new(size_t(w->n_blocks) * 16 * cols * (bits / 8));
+    w->floats = mpq::weights_new(floats_n_bytes(*w));
     if (!w->floats) {
         mpq_weights_free(w);
         return nullptr;
@@ -199,20 +203,19 @@ MPQ_API Weights* mpq_floats_new(const void* values, int64_t rows, int64_t cols, 
 MPQ_API void mpq_weights_free(Weights* w) {
     if (!w) return;
     for (int g = 0; g < w->n_groups; ++g) {
-        mpq::aligned_delete(w->groups[g].packs);
+        mpq::weights_delete(w->groups[g].packs, packs_n_bytes(w->groups[g]));
         mpq::aligned_delete(w->groups[g].scales);
     }
     delete[] w->groups;
-    mpq::aligned_delete(w->floats);
+    mpq::weights_delete(w->floats, floats_n_bytes(*w));
     delete w;
 }
 
 MPQ_API int64_t mpq_weights_n_bytes(const Weights* w) {
     int64_t n_bytes = sizeof(Weights) + w->n_groups * int64_t(sizeof(Matrix));
     for (int g = 0; g < w->n_groups; ++g)
-        n_bytes += int64_t(w->n_blocks) * (int64_t(w->groups[g].n_packs) * 64 + 64);
-    if (w->floats) n_bytes += int64_t(w->n_blocks) * 16 * w->cols * (w->bits / 8);
-    return n_bytes;
+        n_bytes += packs_n_bytes(w->groups[g]) + int64_t(w->n_blocks) * 64;
+    return n_bytes + (w->floats ? floats_n_bytes(*w) : 0);
 }
 
 MPQ_API int mpq_weights_stored(const Weights* w, void* stored) {

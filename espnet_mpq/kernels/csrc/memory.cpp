@@ -1,7 +1,9 @@
 // Aligned memory, the scratch memory of a thread, and the layout of activations.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -36,8 +38,9 @@ int chunk_blocks(int n_blocks, int n_threads, int64_t batch) {
     return (n_blocks + n_chunks - 1) / n_chunks;
 }
 
+constexpr size_t kHugePage = size_t(2) << 20;
+
 void* aligned_new(size_t n_bytes) {
-    constexpr size_t kHugePage = size_t(2) << 20;
     const bool is_huge = n_bytes >= kHugePage;
     void* p = nullptr;
     if (posix_memalign(&p, is_huge ? kHugePage : 64, n_bytes ? n_bytes : 1)) return nullptr;
@@ -49,6 +52,60 @@ void* aligned_new(size_t n_bytes) {
 }
 
 void aligned_delete(void* p) { std::free(p); }
+
+namespace {
+
+constexpr size_t kSlab = size_t(8) << 20;
+
+// Weights of one thread side by side, freed together. A slab begins at a multiple of its size.
+struct alignas(64) Slab {
+    std::atomic<int> n_users;    // pieces in use, and the thread that still takes some
+    size_t used;
+
+    static void release(Slab* slab) {
+        if (slab && slab->n_users.fetch_sub(1) == 1) aligned_delete(slab);
+    }
+};
+
+struct OpenSlab {
+    Slab* slab = nullptr;
+    ~OpenSlab() { Slab::release(slab); }
+};
+
+// Smaller pieces gain nothing, larger ones have huge pages of their own; in slabs the sanitizer sees no ends.
+bool lies_in_slab(size_t n_bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    return false;
+#else
+    return n_bytes >= 64 << 10 && n_bytes < kHugePage;
+#endif
+}
+
+}  // namespace
+
+void* weights_new(size_t n_bytes) {
+    if (!lies_in_slab(n_bytes)) return aligned_new(n_bytes);
+    static thread_local OpenSlab open;
+    n_bytes = Arena::padded(n_bytes);
+    if (!open.slab || open.slab->used + n_bytes > kSlab) {
+        void* p = nullptr;
+        if (posix_memalign(&p, kSlab, kSlab)) return nullptr;
+#ifdef MADV_HUGEPAGE
+        madvise(p, kSlab, MADV_HUGEPAGE);
+#endif
+        Slab::release(open.slab);
+        open.slab = new (p) Slab{{1}, sizeof(Slab)};
+    }
+    void* p = reinterpret_cast<char*>(open.slab) + open.slab->used;
+    open.slab->used += n_bytes;
+    ++open.slab->n_users;
+    return p;
+}
+
+void weights_delete(void* p, size_t n_bytes) {
+    if (!p || !lies_in_slab(n_bytes)) return aligned_delete(p);
+    Slab::release(reinterpret_cast<Slab*>(reinterpret_cast<uintptr_t>(p) / kSlab * kSlab));
+}
 
 Arena::~Arena() { aligned_delete(memory_); }
 

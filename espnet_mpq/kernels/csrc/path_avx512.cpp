@@ -18,10 +18,8 @@ struct Isa {
 
     // 8 to 24 accumulators of 32 registers; many rows at small batch, for one is latency-bound.
     static constexpr int max_units(int nb) { return nb <= 2 ? 8 : nb <= 6 ? 4 : 2; }
-    // Units of the tiles with sums of each group: 16 accumulators.
-    static constexpr int even_units(int bits, int nb) {
-        return bits == 8 || nb > 2 ? 0 : 2 * bits / nb;
-    }
+    // Units of the tiles with sums of each group: 8 accumulators a column; more streams of codes are slower.
+    static constexpr int even_units(int bits, int nb) { return bits == 8 || nb > 2 ? 0 : bits; }
     static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
     static Vec splat(int32_t x) { return _mm512_set1_epi32(x); }
     static Vec broadcast(const int8_t* p) {

@@ -29,7 +29,8 @@ void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t*
     constexpr int kSums = EVEN ? kGroups : 1;
     const size_t block_n_bytes = size_t(m.n_packs) * 64;
     const typename Isa::Tables tables(m);
-    // A small batch waits for memory: a later tile's codes go into the second-level cache.
+    // A later tile's codes go into the second-level cache, unless loading is all there is to do.
+    constexpr bool kPrefetches = Isa::kAhead && (BITS < 8 || NB > 3);
     const size_t tile_n_bytes = (UNITS + kPerBlock - 1) / kPerBlock * block_n_bytes;
     const size_t ahead = (Isa::kAhead / tile_n_bytes + 1) * tile_n_bytes;
     Vec acc[UNITS][NB][kSums];
@@ -42,7 +43,7 @@ void tile(const Matrix& m, const uint8_t* first, const int8_t* x, const int32_t*
         Vec codes[UNITS];
         MPQ_EACH(UNITS, i, {
             codes[i] = Isa::load(w[i]);
-            if (Isa::kAhead) __builtin_prefetch(w[i] + ahead, 0, 2);
+            if (kPrefetches) __builtin_prefetch(w[i] + ahead, 0, 2);
             w[i] += 64;
         });
         MPQ_EACH(kGroups, g, {
