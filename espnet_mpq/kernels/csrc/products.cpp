@@ -135,9 +135,38 @@ struct Scratch {
     }
 };
 
-int threads_of(const Weights& w, int64_t batch, int n_threads) {
+struct Rows {    // of a matrix
+    int block, n_blocks;
+    int64_t first;
+    int n;    // without padding
+};
+
+// The whole product of one matrix, in pieces of the batch and chunks of rows. take(path, in, first) fills the
+// input with in.batch rows from row `first` on; job(path, in, first, rows, scratch of the thread) multiplies.
+template <class Take, class Job>
+int multiply_all(const Weights* w, int64_t batch, int path, int n_threads, const Take& take,
+                 const Job& job) {
+    const Path* p = mpq::find_path(path);
+    if (!p) return -2;
+    if (!w || batch < 0 || n_threads < 1) return -1;
     mpq::follow(n_threads);
-    return mpq::threads_for(n_threads, double(w.rows) * w.cols * batch);
+    n_threads = mpq::threads_for(n_threads, double(w->rows) * w->cols * batch);
+    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads, batch);
+    Scratch scratch{};
+    if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
+    Input& in = scratch.in;
+    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
+        in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
+        take(*p, in, first);
+        in.arrange(*p, &w, 1);
+        mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
+            const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
+            const int64_t row = int64_t(block) * 16;
+            const int n = int(std::min<int64_t>(w->rows - row, n_blocks * 16));
+            job(*p, in, first, Rows{block, n_blocks, row, n}, scratch.of(slot));
+        });
+    }
+    return 0;
 }
 
 }  // namespace
@@ -152,61 +181,38 @@ MPQ_API int mpq_quantize(const float* x, int64_t batch, int64_t cols, int8_t* q,
 
 MPQ_API int mpq_product(const Weights* w, const int8_t* x, int64_t batch, int32_t* y, int path,
                         int n_threads) {
-    const Path* p = mpq::find_path(path);
-    if (!p) return -2;
-    if (!w || !w->n_groups || batch < 0 || n_threads < 1) return -1;
-    n_threads = threads_of(*w, batch, n_threads);
-    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads, batch);
-    Scratch scratch{};
-    if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
-    Input& in = scratch.in;
-    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
-        in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
+    if (w && !w->n_groups) return -1;
+    const auto take = [&](const Path&, Input& in, int64_t first) {
         std::memcpy(in.q, x + first * w->cols, size_t(in.batch) * w->cols);
-        in.arrange(*p, &w, 1);
-        mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
-            const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
-            const int64_t row = int64_t(block) * 16;
-            const size_t n = size_t(std::min<int64_t>(w->rows - row, n_blocks * 16));
-            int32_t* from = static_cast<int32_t*>(scratch.of(slot));
-            for (int g = 0; g < w->n_groups; ++g) {
-                mpq::product_of_group(*p, *w, g, in.forms[0], in.batch, block, n_blocks, from);
-                for (int b = 0; b < in.batch; ++b)
-                    std::memcpy(y + (g * batch + first + b) * w->rows + row, from + b * n_blocks * 16,
-                                n * 4);
-            }
-        });
-    }
-    return 0;
+    };
+    const auto job = [&](const Path& p, const Input& in, int64_t first, const Rows& rows, void* scratch) {
+        int32_t* from = static_cast<int32_t*>(scratch);
+        for (int g = 0; g < w->n_groups; ++g) {
+            mpq::product_of_group(p, *w, g, in.forms[0], in.batch, rows.block, rows.n_blocks, from);
+            for (int b = 0; b < in.batch; ++b)
+                std::memcpy(y + (g * batch + first + b) * w->rows + rows.first,
+                            from + b * rows.n_blocks * 16, size_t(rows.n) * 4);
+        }
+    };
+    return multiply_all(w, batch, path, n_threads, take, job);
 }
 
 MPQ_API int mpq_linear(const Weights* w, const float* x, int64_t batch, const float* bias, float* y,
                        int path, int n_threads) {
-    const Path* p = mpq::find_path(path);
-    if (!p) return -2;
-    if (!w || batch < 0 || n_threads < 1) return -1;
-    n_threads = threads_of(*w, batch, n_threads);
-    const int chunk = mpq::chunk_blocks(w->n_blocks, n_threads, batch);
-    Scratch scratch{};
-    if (!scratch.allocate(*w, batch, chunk, n_threads)) return -3;
-    Input& in = scratch.in;
-    for (int64_t first = 0; first < batch; first += mpq::kMaxBatch) {
-        in.batch = int(std::min<int64_t>(batch - first, mpq::kMaxBatch));
+    const auto take = [&](const Path& p, Input& in, int64_t first) {
         in.rows = x + first * w->cols;
-        if (w->n_groups) in.quantize(*p);
-        in.arrange(*p, &w, 1);
-        mpq::parallel(n_threads, (w->n_blocks + chunk - 1) / chunk, [&](int i, int slot) {
-            const int block = i * chunk, n_blocks = std::min(chunk, w->n_blocks - block);
-            const int64_t row = int64_t(block) * 16;
-            const int n = int(std::min<int64_t>(w->rows - row, n_blocks * 16));
-            // The caller's bias is not padded, so a copy is.
-            alignas(64) float padded[mpq::kMostChunkBlocks * 16];
-            std::memset(padded + n, 0, size_t(n_blocks * 16 - n) * 4);
-            if (bias) std::memcpy(padded, bias + row, size_t(n) * 4);
-            float* own = static_cast<float*>(scratch.of(slot));
-            multiply(*p, *w, in, block, n_blocks, own, own + in.batch * chunk * 16, nullptr,
-                     bias ? padded : nullptr, n, y + first * w->rows + row, w->rows);
-        });
-    }
-    return 0;
+        if (w->n_groups) in.quantize(p);
+    };
+    const auto job = [&](const Path& p, const Input& in, int64_t first, const Rows& rows, void* scratch) {
+        // The caller's bias is not padded, so a copy is.
+        alignas(64) float padded[mpq::kMostChunkBlocks * 16];
+        if (bias) {
+            std::memset(padded + rows.n, 0, size_t(rows.n_blocks * 16 - rows.n) * 4);
+            std::memcpy(padded, bias + rows.first, size_t(rows.n) * 4);
+        }
+        float* own = static_cast<float*>(scratch);
+        multiply(p, *w, in, rows.block, rows.n_blocks, own, own + in.batch * rows.n_blocks * 16, nullptr,
+                 bias ? padded : nullptr, rows.n, y + first * w->rows + rows.first, w->rows);
+    };
+    return multiply_all(w, batch, path, n_threads, take, job);
 }
