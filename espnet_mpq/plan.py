@@ -90,10 +90,12 @@ class Plan:
         Raises:
             PlanError: another format or version, unknown keys, unsupported values.
         """
-        if not isinstance(value, Mapping) or not isinstance(value.get("clusters"), Mapping):
+        is_object = isinstance(value, Mapping)
+        clusters = value.get("clusters") if is_object else None
+        if not isinstance(clusters, Mapping):
             raise PlanError(
                 "plan: not a plan",
-                found=f"{type(value).__name__} without 'clusters'",
+                found=(f"clusters: {clusters!r}" if is_object else repr(value))[:80],
                 expected='{"format": "%s", "version": %d, "clusters": {...}}' % (FORMAT, VERSION),
                 todo="write one with `mpq plan`",
             )
@@ -115,7 +117,11 @@ class Plan:
         clusters = {}
         for name, spec in value["clusters"].items():
             if not isinstance(spec, Mapping) or "bits" not in spec:
-                raise PlanError(f"plan, cluster {name}: no bits", found=repr(spec))
+                raise PlanError(
+                    f"plan, cluster {name}: no bits",
+                    found=repr(spec)[:80],
+                    expected='an object such as {"bits": 4}',
+                )
             _refuse_unknown(spec, ClusterSpec.__dataclass_fields__, f"plan, cluster {name}")
             clusters[str(name)] = ClusterSpec(**spec)
         record = value.get("provenance") or {}
@@ -163,8 +169,11 @@ class Plan:
 
     @classmethod
     def read(cls, path: Union[str, Path]) -> "Plan":
-        """Read plan.json; raises PlanError or InputError."""
-        return cls.from_dict(read_json(path))
+        """Read plan.json; raises PlanError, which names the file, or InputError."""
+        try:
+            return cls.from_dict(read_json(path))
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
 
     def write(self, path: Union[str, Path]) -> None:
         """Write plan.json atomically."""

@@ -76,6 +76,8 @@ def test_json_round_trip(tmp_path, lm):
         (lambda d: d.update(scale_dtype="bfloat16"), ("bfloat16", "float16")),
         (lambda d: d.update(clusters={}), ("no clusters",)),
         (lambda d: d.pop("clusters"), ("clusters",)),
+        (lambda d: d.update(clusters=3), ("not a plan", "found clusters: 3", "expected {")),
+        (lambda d: d["clusters"].update(output="x"), ("no bits: found 'x'", '{"bits": 4}')),
     ],
 )
 def test_refusals_name_what_is_wrong(lm, change, words):
@@ -85,6 +87,15 @@ def test_refusals_name_what_is_wrong(lm, change, words):
         Plan.from_dict(value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_file_that_is_no_plan_is_named(tmp_path):
+    path = tmp_path / "plan.json"
+    for text, found in (("[]", "found []"), ('"x"', "found 'x'"), ("{}", "found clusters: None")):
+        path.write_text(text)
+        with pytest.raises(PlanError) as caught:
+            Plan.read(path)
+        assert str(caught.value).startswith(f"{path}: plan: not a plan: {found}; expected {{")
 
 
 def test_check_names_unknown_and_missing_clusters(lm):

@@ -114,9 +114,10 @@ def read_yaml(path) -> dict:
         raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    odd = [k for k in value if not isinstance(k, str)] if isinstance(value, dict) else [value]
+    if odd:
         raise InputError(
-            f"{path} does not hold options", found=type(value).__name__, expected="key: value"
+            f"{path} does not hold options", found=repr(odd[0])[:80], expected="key: value"
         )
     return value
 

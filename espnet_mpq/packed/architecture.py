@@ -160,7 +160,7 @@ class RnnArchitecture(Architecture):
             unit=unit,
             nhid=unit if nhid is None else nhid,
             nlayers=lm_conf.get("nlayers", 2),
-            tie_weights=bool(lm_conf.get("tie_weights", False)),
+            tie_weights=lm_conf.get("tie_weights", False),
         )
 
     def parameter_shapes(self) -> Shapes:

@@ -66,7 +66,8 @@ class NasOptions:
     refresh_updates: int = 50
 
     def __post_init__(self):
-        if isinstance(self.bits, (str, bytes)) or not isinstance(self.bits, Sequence):
+        is_list = isinstance(self.bits, (list, tuple))
+        if not is_list or not all(type(bits) is int for bits in self.bits):
             raise InputError("nas.bits", found=repr(self.bits), expected="a list such as [1, 2, 4]")
         object.__setattr__(self, "bits", tuple(self.bits))
         for spec in self.specs().values():
@@ -103,7 +104,7 @@ class NasOptions:
                 found=self.final_temperature,
                 expected=f"at most nas.temperature, which is {self.temperature}",
             )
-        if not isinstance(self.refresh_updates, int) or self.refresh_updates < 1:
+        if type(self.refresh_updates) is not int or self.refresh_updates < 1:
             raise InputError(
                 "nas.refresh_updates", found=repr(self.refresh_updates), expected="1 or more"
             )

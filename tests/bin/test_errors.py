@@ -118,6 +118,41 @@ def test_experiment(fails, exp_copy, text_file, tmp_path):
     fails(sensitivity(exp_copy, text_file), "config.yaml", "YAML")
 
 
+LM_CONF = {"unit": 16, "nlayers": 2}
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"lm": 3}, "malformed lm: found 3; expected the name of a class"),
+        ({"model": None}, "malformed model: found None; expected the name of a class"),
+        ({"model": "lm_x"}, "unknown model class: found model: lm_x; did you mean 'lm'"),
+        ({"lm_conf": [1]}, "malformed lm_conf: found [1]; expected keys and values"),
+        ({"lm_conf": {**LM_CONF, "layer": 2}}, "unknown key lm_conf.layer: did you mean 'nlayers'"),
+        ({"lm_conf": {**LM_CONF, "unit": "16"}}, "bad unit: found '16'; expected 1 to "),
+        ({"lm_conf": {**LM_CONF, "tie_weights": 1}}, "bad tie_weights: found 1; expected a bool"),
+        ({"lm_conf": {**LM_CONF, "dropout_rate": "x"}}, "dropout_rate: found 'x'; expected a numb"),
+        ({"lm": "mpq_packed_rnn"}, "keys of lm_conf are missing: found no plan"),
+        ({"model_conf": "x"}, "malformed model_conf: found 'x'; expected keys and values"),
+        ({"model_conf": {"ignore": 0}}, "unknown key model_conf.ignore: did you mean 'ignore_id'"),
+        ({"optim_conf": 3}, "malformed optim_conf: found 3; expected keys and values"),
+        ({"max_epoch": "x"}, "malformed max_epoch: found 'x'; expected a whole number"),
+        ({"token_list": []}, "bad vocab_size: found 0"),
+        ({"token_list": [1, 2]}, "no token list: found [1, 2]; expected a list of tokens"),
+        ({"token_type": 3}, "malformed token_type: found 3; expected text or null"),
+        ({"token_type": None}, "no token_type: expected bpe, char or word"),
+        ({"token_type": "cahr"}, "the host makes no tokenizer of"),
+        ({"cleaner": "x"}, "the host makes no tokenizer of"),
+        ({"bpemodel": 3}, "malformed bpemodel: found 3"),
+    ],
+)
+def test_malformed_experiments(fails, exp_copy, text_file, change, found):
+    settings = yaml.safe_load((exp_copy / "config.yaml").read_text())
+    (exp_copy / "config.yaml").write_text(yaml.safe_dump({**settings, **change}))
+    words = ["plan", "--lm_exp", exp_copy, "--uniform", 4, "--output_dir", "p"]
+    fails([*words, "--text", text_file], str(exp_copy / "config.yaml"), found)
+
+
 def test_plan_options(fails, fp_exp, table, tmp_path):
     def plan(*more):
         return ["plan", "--lm_exp", fp_exp.path, "--output_dir", tmp_path / "p", *more]

@@ -55,7 +55,8 @@ def test_empty_file_null_and_false_change_nothing(config):
         ("text: [a, b]", "expected one value"),
         ("text: {a: b}", "nested"),
         ("no_train: maybe", "true or false"),
-        ("- a\n- b", "key: value"),
+        ("- a\n- b", r"found \['a', 'b'\]; expected key: value"),
+        ("1: x", "found 1; expected key: value"),
         ("a: [", "not YAML"),
     ],
 )

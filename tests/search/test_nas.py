@@ -158,3 +158,10 @@ def test_a_budget_below_the_smallest_plan_is_refused():
     assert mixture(budget=least).one_best() == dict.fromkeys("abc", 1)
     with pytest.raises(InputError, match=f"at least {least} bytes"):
         mixture(budget=least - 1)
+
+
+@pytest.mark.parametrize("bits", [[[1], 2], [1, "2"], "12", 4, [1, True], None])
+def test_candidates_that_are_no_list_of_numbers_are_refused(bits):
+    with pytest.raises(InputError) as caught:
+        NasOptions.from_dict({"budget": 2.0, "bits": bits})
+    assert str(caught.value) == f"nas.bits: found {bits!r}; expected a list such as [1, 2, 4]"

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Optional, Union
 
 from espnet_mpq.errors import InputError, MismatchError, MpqError, near_matches
+from espnet_mpq.hosts.espnet.config_file import (
+    check_keys,
+    check_sizes,
+    find_config,
+    listing,
+    read_config,
+)
 from espnet_mpq.hosts.espnet.registry import register
 
 PACKED_FILE = "packed.safetensors"
@@ -78,16 +85,20 @@ def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experime
     config = find_config(folder)
     checkpoint = find_checkpoint(folder, lm_file)
     register()
-    from espnet2.tasks.lm import LMTask, lm_choices
+    from espnet2.tasks.lm import LMTask, lm_choices, model_choices
 
     settings = read_config(config)
-    choice = str(settings.get("lm"))
-    if choice.lower() not in lm_choices.classes:
-        raise InputError(
-            f"{config} names an unknown LM class",
-            found=f"lm: {choice}",
-            todo=near_matches(choice, lm_choices.classes),
-        )
+    for option, choices in (("lm", lm_choices), ("model", model_choices)):
+        choice = settings.get(option, "lm")
+        if choice.lower() not in choices.classes:
+            raise InputError(
+                f"{config} names an unknown {option} class",
+                found=f"{option}: {choice}",
+                todo=near_matches(choice, choices.classes),
+            )
+        conf = settings.get(f"{option}_conf", {})
+        check_keys(config, f"{option}_conf", conf, choices.classes[choice.lower()])
+    check_sizes(config, settings)
     if checkpoint.suffix == ".safetensors":
         model, args = LMTask.build_model_from_file(str(config), str(checkpoint), "cpu")
     else:
@@ -107,30 +118,13 @@ def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experime
     return Experiment(model, model.lm, args, config, checkpoint, list(args.token_list))
 
 
-def find_config(folder: Path) -> Path:
-    """Return folder/config.yaml or raise InputError that lists what is there."""
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder",
-            expected="an LM experiment (--lm_exp exp/lm_...) with config.yaml and a checkpoint",
-        )
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise InputError(
-            f"{folder} is not an LM experiment: no config.yaml",
-            found=_listing(folder),
-            expected="config.yaml and valid.loss.best.pth, as lm_train leaves them",
-        )
-    return config
-
-
 def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
     """Return the checkpoint of an experiment or raise InputError that lists what is there."""
     if lm_file is not None:
         for path in (folder / lm_file, Path(lm_file)):
             if path.is_file():
                 return path
-        raise InputError(f"there is no {folder / lm_file}", found=_listing(folder))
+        raise InputError(f"there is no {folder / lm_file}", found=listing(folder))
     for name in CHECKPOINTS:
         if (folder / name).is_file():
             return folder / name
@@ -139,54 +133,9 @@ def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
         return others[0]
     raise InputError(
         f"{folder} has no {CHECKPOINTS[1]}",
-        found=_listing(folder),
+        found=listing(folder),
         todo="name the checkpoint with --lm_file",
     )
-
-
-def read_config(config: Path) -> dict:
-    """Read config.yaml of an experiment as a dict, or raise InputError."""
-    import yaml
-
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{config} cannot be read as YAML", found=error) from error
-    needed = ("lm", "lm_conf", "token_list")
-    missing = [k for k in needed if not isinstance(settings, dict) or k not in settings]
-    if missing:
-        raise InputError(
-            f"{config} is not the configuration of an LM",
-            found=f"no {', '.join(missing)}",
-            expected="the config.yaml that lm_train wrote",
-        )
-    return settings
-
-
-def read_token_list(config: Path, value) -> list:
-    """``token_list`` of config.yaml: tokens inline, or a file of them, read as the host does.
-
-    Raises:
-        InputError: neither, or no such file (a relative path counts from the current folder).
-    """
-    if isinstance(value, str):
-        try:
-            # Lines as the host splits them: str.splitlines would split inside tokens too.
-            with open(value, encoding="utf-8") as lines:
-                return [line.rstrip() for line in lines]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"the token_list file of {config} cannot be read",
-                found=f"{value}: {getattr(error, 'strerror', None) or error}",
-                todo="run this in the recipe folder, where the LM was trained",
-            ) from error
-    if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
-        raise InputError(
-            f"{config} has no token list",
-            found=repr(value)[:80],
-            expected="a list of tokens, as lm_train writes it, or the path of tokens.txt",
-        )
-    return value
 
 
 def read_state(checkpoint: Path):
@@ -243,8 +192,3 @@ def load_strictly(model, checkpoint: Path) -> None:
             todo="use the config.yaml and checkpoint of one experiment",
         )
     model.load_state_dict(state)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "an empty folder"

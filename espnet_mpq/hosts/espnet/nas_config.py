@@ -7,7 +7,7 @@ from typing import Mapping, Optional
 from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError
 from espnet_mpq.hosts.espnet.experiment import Experiment
-from espnet_mpq.hosts.espnet.train_config import train_settings
+from espnet_mpq.hosts.espnet.train_config import check_options, train_settings
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.search.nas import NasOptions
 
@@ -38,6 +38,7 @@ def nas_settings(
         InputError: an LM whose bits cannot be searched, or unknown options.
     """
     user = dict(user or {})
+    check_options(user)
     for key in user.get("lm_conf") or {}:
         if key == "nas" or key == "plan":
             raise InputError(f"--train_config: lm_conf.{key}", todo="use the options of mpq nas")

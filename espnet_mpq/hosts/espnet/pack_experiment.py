@@ -10,14 +10,9 @@ from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 import torch
 
 from espnet_mpq import __version__
-from espnet_mpq.errors import InputError, MismatchError, PlanError
-from espnet_mpq.hosts.espnet.experiment import (
-    find_checkpoint,
-    find_config,
-    read_config,
-    read_state,
-    read_token_list,
-)
+from espnet_mpq.errors import MismatchError, PlanError
+from espnet_mpq.hosts.espnet.config_file import find_config, read_config
+from espnet_mpq.hosts.espnet.experiment import find_checkpoint, read_state
 from espnet_mpq.hosts.espnet.packed_directory import (
     PACKED_FILE,
     check_output,
@@ -161,9 +156,6 @@ def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
             found=f"lm: {choice}",
             expected="one of " + ", ".join(FLOAT_LMS),
         )
-    config["token_list"] = read_token_list(config_path, config["token_list"])
-    if not isinstance(config["lm_conf"], dict):
-        raise InputError(f"{config_path}: bad lm_conf", found=repr(config["lm_conf"])[:80])
     return config_path, checkpoint, config
 
 

@@ -177,7 +177,8 @@ def build_tokenizer(args: argparse.Namespace, where: str = "config.yaml"):
     """The host's own preprocessor for these training options: (utt, text) -> int64 ids.
 
     Raises:
-        InputError: the sentencepiece model or symbol file that the options name is not there.
+        InputError: the sentencepiece model or symbol file that the options name is not there, or
+            the host makes no tokenizer of the options.
     """
     register()
     from espnet2.tasks.lm import LMTask
@@ -188,9 +189,20 @@ def build_tokenizer(args: argparse.Namespace, where: str = "config.yaml"):
             f"{where} has use_preprocessor: false, so it does not tell how to make tokens",
             todo="set use_preprocessor, token_type (and bpemodel) in it",
         )
+    if getattr(args, "token_type", None) is None:
+        raise InputError(f"{where} has no token_type", expected="bpe, char or word")
     for option, path in find_tokenizer_files(args, where).items():
         setattr(args, option, path)
-    return LMTask.build_preprocess_fn(args, False)
+    try:
+        preprocess = LMTask.build_preprocess_fn(args, False)
+        preprocess("utt", {"text": "a"})  # cleaners are looked up at the first sentence
+        return preprocess
+    except Exception as error:  # whatever the host raises for odd values
+        raise InputError(
+            f"the host makes no tokenizer of {where}",
+            found=f"{type(error).__name__}: {error}",
+            expected="token_type, bpemodel, cleaner and g2p as lm_train wrote them",
+        ) from error
 
 
 def find_tokenizer_files(args: argparse.Namespace, where: str) -> Dict[str, str]:

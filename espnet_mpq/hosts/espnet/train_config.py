@@ -99,6 +99,7 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
     fp_epochs = int(fp.get("max_epoch") or 2 * MOST_EPOCHS)
     settings["max_epoch"] = min(MOST_EPOCHS, max(FEWEST_EPOCHS, (fp_epochs + 1) // 2))
     user = user or {}
+    check_options(user)
     max_epoch = user.get("max_epoch", settings["max_epoch"])
     if isinstance(max_epoch, bool) or not isinstance(max_epoch, int) or max_epoch < 1:
         raise InputError("max_epoch", found=repr(max_epoch), expected="a whole number from 1")
@@ -107,6 +108,15 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
     settings.update(admm_settings(max_epoch))
     _merge(settings, user, str(exp.config))
     return settings
+
+
+def check_options(user: Mapping) -> None:
+    """Raise InputError for training options whose groups (lm_conf, ...) are none."""
+    for key, value in user.items():
+        if key.endswith("_conf") and value is not None and not isinstance(value, Mapping):
+            raise InputError(
+                f"training option {key}", found=repr(value)[:80], expected="keys and values"
+            )
 
 
 def _fine_tuning_lr(fp: Mapping, optim_conf: Mapping) -> dict:

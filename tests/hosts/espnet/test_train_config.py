@@ -161,3 +161,19 @@ def test_the_command_line_of_mpq_is_not_read_as_the_hosts(exp, plan, tmp_path, m
     assert train_settings(exp, plan, {"max_epoch": 3})["max_epoch"] == 3
     with pytest.raises(InputError, match="unknown training option 'ngpu'"):
         train_settings(exp, plan, {"ngpu": 1})  # given on the command line of lm_train
+
+
+@pytest.mark.parametrize("option, value", [("lm_conf", 3), ("lm_conf", [1]), ("optim_conf", "x")])
+def test_groups_of_options_that_are_none_are_refused(exp, plan, option, value):
+    from espnet_mpq.hosts.espnet.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.train_config import train_settings
+    from espnet_mpq.search.nas import NasOptions
+
+    for settings in (
+        lambda user: train_settings(exp, plan, user),
+        lambda user: nas_settings(exp, NasOptions(budget=30.0), 2, user),
+    ):
+        with pytest.raises(InputError) as caught:
+            settings({option: value})
+        message = f"training option {option}: found {value!r}; expected keys and values"
+        assert str(caught.value) == message
