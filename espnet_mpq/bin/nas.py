@@ -154,7 +154,7 @@ def _check_table(path: Path) -> None:
 
 
 def _options(args: argparse.Namespace, phase: str):
-    from espnet_mpq.search.nas import NasOptions
+    from espnet_mpq.search.nas_options import NasOptions
 
     storage = dict(
         bits=tuple(sorted(set(args.bits))),

@@ -9,7 +9,7 @@ import torch
 from espnet_mpq.clusters import Cluster, unique_parameters
 from espnet_mpq.quant.fake_quant import project_cluster, straight_through
 from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.search.nas import NasOptions
+from espnet_mpq.search.nas_options import NasOptions
 
 Mats = List[torch.Tensor]  # one (rows, cols) per part of the cluster
 

@@ -8,7 +8,7 @@ import torch
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.search.candidates import Candidates
-from espnet_mpq.search.nas import NasOptions
+from espnet_mpq.search.nas_options import NasOptions
 
 CLUSTER = Cluster("x", "gate", (Part("a.weight", 2, 6, 9), Part("b.weight", 0, 3, 5)))
 SPECS = [{}, dict(grid="paper", tying="group", group_size=4), dict(tying="cluster")]

@@ -11,7 +11,8 @@ import torch
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError
 from espnet_mpq.plan import Plan, plan_size
-from espnet_mpq.search.nas import Mixture, NasOptions, Penalty
+from espnet_mpq.search.nas import Mixture, Penalty
+from espnet_mpq.search.nas_options import NasOptions
 
 SHAPES = {"a": (5, 7), "b": (40, 30), "c": (3, 1)}
 CLUSTERS = [Cluster(n, "output", (Part(n, 0, *shape),)) for n, shape in SHAPES.items()]
@@ -158,10 +159,3 @@ def test_a_budget_below_the_smallest_plan_is_refused():
     assert mixture(budget=least).one_best() == dict.fromkeys("abc", 1)
     with pytest.raises(InputError, match=f"at least {least} bytes"):
         mixture(budget=least - 1)
-
-
-@pytest.mark.parametrize("bits", [[[1], 2], [1, "2"], "12", 4, [1, True], None])
-def test_candidates_that_are_no_list_of_numbers_are_refused(bits):
-    with pytest.raises(InputError) as caught:
-        NasOptions.from_dict({"budget": 2.0, "bits": bits})
-    assert str(caught.value) == f"nas.bits: found {bits!r}; expected a list such as [1, 2, 4]"

@@ -10,7 +10,8 @@ import torch
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import MismatchError
 from espnet_mpq.search.candidates import Candidates
-from espnet_mpq.search.nas import Mixture, NasOptions, Penalty
+from espnet_mpq.search.nas import Mixture, Penalty
+from espnet_mpq.search.nas_options import NasOptions
 from espnet_mpq.training.nas import STATE_KEY, NasController
 
 CLUSTERS = [Cluster(n, "output", (Part(f"{n}.weight", 0, 16, 32),)) for n in "abc"]

@@ -21,7 +21,8 @@ from espnet_mpq.plan import (
     uniform_plan,
 )
 from espnet_mpq.search.candidates import Candidates
-from espnet_mpq.search.nas import Draw, Mixture, NasOptions
+from espnet_mpq.search.nas import Draw, Mixture
+from espnet_mpq.search.nas_options import NasOptions
 
 try:
     from torch.func import functional_call

@@ -9,7 +9,7 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.hosts.espnet.experiment import Experiment
 from espnet_mpq.hosts.espnet.train_config import check_options, train_settings
 from espnet_mpq.plan import uniform_plan
-from espnet_mpq.search.nas import NasOptions
+from espnet_mpq.search.nas_options import NasOptions
 
 NAS_LMS = {"mpq_seq_rnn": "mpq_nas_seq_rnn", "mpq_transformer": "mpq_nas_transformer"}
 DROPOUTS = {

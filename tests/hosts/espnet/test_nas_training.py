@@ -165,7 +165,7 @@ def test_configurations_build_in_a_dry_run(host, make_lm_exp, tmp_path, lm):
     from espnet_mpq.hosts.espnet.experiment import load_fp_lm
     from espnet_mpq.hosts.espnet.nas_config import nas_settings
     from espnet_mpq.hosts.espnet.train_config import to_yaml
-    from espnet_mpq.search.nas import NasOptions
+    from espnet_mpq.search.nas_options import NasOptions
 
     fp = make_lm_exp(tmp_path / "fp", lm=lm, lm_conf=LMS[lm], n_steps=1)
     exp = load_fp_lm(fp.path)

@@ -167,7 +167,7 @@ def test_the_command_line_of_mpq_is_not_read_as_the_hosts(exp, plan, tmp_path, m
 def test_groups_of_options_that_are_none_are_refused(exp, plan, option, value):
     from espnet_mpq.hosts.espnet.nas_config import nas_settings
     from espnet_mpq.hosts.espnet.train_config import train_settings
-    from espnet_mpq.search.nas import NasOptions
+    from espnet_mpq.search.nas_options import NasOptions
 
     for settings in (
         lambda user: train_settings(exp, plan, user),
