@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -38,6 +40,55 @@ def same(ours, theirs):
     assert [h[0] for h in ours] == [h[0] for h in theirs]
     for got, expected in zip(ours, theirs):
         assert got[1:] == pytest.approx(expected[1:], abs=2e-4)
+
+
+def check_attention_and_ctc_search(asr_exp, packed, quantized, fp, speech, search):
+    """The packed LM's n-best list is that of its float values; ``search``: batch or single."""
+    from espnet.nets.batch_beam_search import BatchBeamSearch
+    from espnet.nets.beam_search import BeamSearch
+
+    found = []
+    for lm_exp in (packed, quantized, fp):
+        decoder = speech2text(asr_exp, lm_exp)
+        assert isinstance(decoder.beam_search, BatchBeamSearch)
+        if search == "single":
+            decoder.beam_search.__class__ = BeamSearch
+        found.append(hypotheses(decoder, speech))
+    same(found[0], found[1])
+    assert len(found[0][0][0]) > 4
+    # The test would see nothing if the LM did not matter: the fp LM scores differently.
+    assert found[2][0][1] != pytest.approx(found[0][0][1], abs=1e-2)
+
+
+def check_changing_beam(packed, quantized, n_tokens: int):
+    """Hypotheses split, die and reorder; every score is that of the float LM on all its tokens."""
+    rng = random.Random(0)
+    beam = [((n_tokens - 1,), packed.init_state(None))]
+    for _ in range(12):
+        ys = torch.tensor([prefix for prefix, _ in beam])
+        scores, states = packed.batch_score(ys, [state for _, state in beam], None)
+        with torch.no_grad():
+            want = quantized(ys, None)[0][:, -1].log_softmax(-1)
+        torch.testing.assert_close(scores, want, atol=1e-5, rtol=0)
+        grown = []
+        for i, (prefix, _) in enumerate(beam):
+            for token in rng.sample(range(1, n_tokens), 3):
+                grown.append((prefix + (token,), packed.select_state(states, i)))
+        rng.shuffle(grown)
+        beam = grown[: rng.choice((1, 2, 3, 5, 10))]
+
+
+def transducer_hypotheses(transducer, lm, search: str):
+    """(token ids, score) of the n-best list; ``transducer`` is what toy_transducer gives."""
+    from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
+
+    decoder, joint, encoded = transducer
+    options = dict(beam_size=4, lm_weight=0.4, u_max=12, nstep=2, nbest=3)
+    searcher = BeamSearchTransducer(decoder, joint, lm=lm, search_type=search, **options)
+    with torch.no_grad():
+        found = [([int(i) for i in h.yseq], float(h.score)) for h in searcher(encoded)]
+    assert max(len(h[0]) for h in found) > 4
+    return found
 
 
 def toy_transducer(n_tokens: int):

@@ -1,4 +1,4 @@
-"""Fixtures that train small LMs with the host's own entry point in this process."""
+"""Fixtures: speech to decode, small LMs trained by the host's own entry point in this process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import os
 import pytest
 import torch
 from lm_runs import ADMM, CHARS, PLAN
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """5000 samples of noise, float32: what the random ASR model of `asr_exp` decodes."""
+    return (0.1 * torch.randn(5000, generator=torch.Generator().manual_seed(5))).numpy()
 
 
 @pytest.fixture(scope="session")

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoding_runs import hypotheses, same, speech2text, toy_transducer
+from decoding_runs import (
+    check_attention_and_ctc_search,
+    hypotheses,
+    same,
+    speech2text,
+    toy_transducer,
+    transducer_hypotheses,
+)
 
-
-@pytest.fixture(autouse=True)
-def float_activations(monkeypatch):
-    """Scores compare to four decimals here; test_kernels.py decodes with int8 activations."""
-    monkeypatch.setenv("MPQ_KERNEL", "reference")
-
+# Scores compare to four decimals here; test_kernels.py decodes with int8 activations.
 pytestmark = pytest.mark.usefixtures("float_activations")
-
-
-@pytest.fixture(scope="module")
-def speech():
-    soundfile = pytest.importorskip("soundfile")
-    del soundfile
-    generator = torch.Generator().manual_seed(5)
-    return (0.1 * torch.randn(5000, generator=generator)).numpy()
 
 
 @pytest.mark.parametrize("search", ["batch", "single"])
 def test_attention_and_ctc_search(asr_exp, packed_exp, quantized_exp, fp_exp, speech, search):
-    from espnet.nets.batch_beam_search import BatchBeamSearch
-    from espnet.nets.beam_search import BeamSearch
-
-    found = []
-    for lm_exp in (packed_exp, quantized_exp, fp_exp):
-        decoder = speech2text(asr_exp, lm_exp)
-        assert isinstance(decoder.beam_search, BatchBeamSearch)
-        if search == "single":
-            decoder.beam_search.__class__ = BeamSearch
-        found.append(hypotheses(decoder, speech))
-    same(found[0], found[1])
-    assert len(found[0][0][0]) > 5
-    # The test would see nothing if the LM did not matter: the fp LM scores differently.
-    assert found[2][0][1] != pytest.approx(found[0][0][1], abs=1e-2)
+    check_attention_and_ctc_search(asr_exp, packed_exp, quantized_exp, fp_exp, speech, search)
 
 
 def test_length_penalty_and_double_precision(asr_exp, packed_exp, quantized_exp, speech):
@@ -58,28 +39,13 @@ def test_length_penalty_and_double_precision(asr_exp, packed_exp, quantized_exp,
 @pytest.mark.parametrize("search", ["default", "tsd", "alsd", "nsc", "maes"])
 def test_transducer_searches(host, packed_exp, quantized_exp, search):
     """zero_state and batch_score with last tokens only; score with growing prefixes."""
-    from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
-
     torch.manual_seed(3)
-    decoder, joint, encoded = toy_transducer(len(packed_exp.token_list))
+    transducer = toy_transducer(len(packed_exp.token_list))
     found = []
     for exp in (packed_exp, quantized_exp):
         model, _ = host.LMTask.build_model_from_file(str(exp.config), str(exp.checkpoint))
-        searcher = BeamSearchTransducer(
-            decoder,
-            joint,
-            beam_size=4,
-            lm=model.lm.eval(),
-            lm_weight=0.4,
-            search_type=search,
-            u_max=12,
-            nstep=2,
-            nbest=3,
-        )
-        with torch.no_grad():
-            found.append([([int(i) for i in h.yseq], float(h.score)) for h in searcher(encoded)])
+        found.append(transducer_hypotheses(transducer, model.lm.eval(), search))
     same(*found)
-    assert max(len(h[0]) for h in found[0]) > 4
 
 
 def test_asr_inference_command(asr_exp, packed_exp, quantized_exp, speech, tmp_path):

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from decoding_runs import check_changing_beam
 
 from espnet_mpq.errors import MismatchError, PlanError
 from espnet_mpq.packed.dequantize import dequantize
@@ -23,9 +24,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def float_activations(monkeypatch):
-    monkeypatch.setenv("MPQ_KERNEL", "reference")
+pytestmark = pytest.mark.usefixtures("float_activations")
 
 
 def pair(host, rnn_type="lstm", unit=7, nhid=7, nlayers=2, tied=False):
@@ -81,22 +80,7 @@ def test_forward_score_and_batch_score_equal_the_host(host, case):
 
 @pytest.mark.parametrize("rnn_type", ("lstm", "gru", "rnn_tanh"))
 def test_beam_search_with_changing_batch(host, rnn_type):
-    """Hypotheses split, die and reorder; every score equals the host's on the whole prefix."""
-    lm, float_lm = pair(host, rnn_type, 7, 9, 2)
-    rng = random.Random(0)
-    beam = [((V - 1,), lm.init_state(None))]
-    for _ in range(12):
-        ys = torch.tensor([prefix for prefix, _ in beam])
-        scores, states = lm.batch_score(ys, [state for _, state in beam], None)
-        with torch.no_grad():
-            want = float_lm(ys, None)[0][:, -1].log_softmax(-1)
-        close(scores, want)
-        grown = []
-        for i, (prefix, _) in enumerate(beam):
-            for token in rng.sample(range(1, V), 3):
-                grown.append((prefix + (token,), lm.select_state(states, i)))
-        rng.shuffle(grown)
-        beam = grown[: rng.choice((1, 2, 3, 5, 10))]
+    check_changing_beam(*pair(host, rnn_type, 7, 9, 2), V)
 
 
 @pytest.mark.parametrize("rnn_type", ("lstm", "gru", "rnn_tanh"))

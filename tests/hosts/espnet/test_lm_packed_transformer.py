@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
-import random
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from decoding_runs import hypotheses, same, speech2text, toy_transducer
+from decoding_runs import (
+    check_attention_and_ctc_search,
+    check_changing_beam,
+    hypotheses,
+    same,
+    speech2text,
+    toy_transducer,
+    transducer_hypotheses,
+)
 
 from espnet_mpq.errors import InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet import perplexity
@@ -80,17 +87,6 @@ def lms(host, packed_dir, float_dir):
     return found
 
 
-@pytest.fixture(scope="module")
-def speech():
-    generator = torch.Generator().manual_seed(5)
-    return (0.1 * torch.randn(5000, generator=generator)).numpy()
-
-
-@pytest.fixture
-def reference(monkeypatch):
-    monkeypatch.setenv("MPQ_KERNEL", "reference")
-
-
 def close(ours, theirs):
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-5, rtol=0)
 
@@ -109,7 +105,7 @@ def test_is_the_hosts_class_without_its_layers(lms):
 
 
 @pytest.mark.parametrize("pos_enc", [None, "sinusoidal"])
-def test_scores_are_the_hosts(reference, host, packed_dir, pos_enc):
+def test_scores_are_the_hosts(float_activations, host, packed_dir, pos_enc):
     """forward, score and batch_score; token 0 anywhere, as padding and as a blank at the start."""
     from espnet2.lm.transformer_lm import TransformerLM
 
@@ -140,25 +136,11 @@ def test_scores_are_the_hosts(reference, host, packed_dir, pos_enc):
             close(log_probs, want)
 
 
-def test_beam_search_with_changing_batch(reference, lms):
-    """Hypotheses split, die and reorder; every score equals the host's on the whole prefix."""
-    ours, theirs = lms
-    rng = random.Random(0)
-    beam = [((V - 1,), ours.init_state(None))]
-    for _ in range(12):
-        ys = torch.tensor([prefix for prefix, _ in beam])
-        scores, states = ours.batch_score(ys, [state for _, state in beam], None)
-        with torch.no_grad():
-            close(scores, theirs(ys, None)[0][:, -1].log_softmax(-1))
-        grown = []
-        for i, (prefix, _) in enumerate(beam):
-            for token in rng.sample(range(1, V), 3):
-                grown.append((prefix + (token,), ours.select_state(states, i)))
-        rng.shuffle(grown)
-        beam = grown[: rng.choice((1, 2, 3, 5, 10))]
+def test_beam_search_with_changing_batch(float_activations, lms):
+    check_changing_beam(*lms, V)
 
 
-def test_states_that_are_behind_catch_up(reference, lms):
+def test_states_that_are_behind_catch_up(float_activations, lms):
     """A search may start with several tokens, and states of any age may meet in a batch."""
     ours, theirs = lms
     ys = torch.tensor([[30, 4, 5, 6, 7]] * 4)
@@ -175,25 +157,13 @@ def test_states_that_are_behind_catch_up(reference, lms):
 
 @pytest.mark.parametrize("search", ["batch", "single"])
 def test_attention_and_ctc_search(
-    reference, asr_exp, packed_dir, float_dir, fp_dir, speech, search
+    float_activations, asr_exp, packed_dir, float_dir, fp_dir, speech, search
 ):
-    from espnet.nets.batch_beam_search import BatchBeamSearch
-    from espnet.nets.beam_search import BeamSearch
-
-    found = []
-    for lm_exp in (packed_dir, float_dir, experiment(fp_dir, "valid.loss.best.pth")):
-        decoder = speech2text(asr_exp, lm_exp)
-        assert isinstance(decoder.beam_search, BatchBeamSearch)
-        if search == "single":
-            decoder.beam_search.__class__ = BeamSearch
-        found.append(hypotheses(decoder, speech))
-    same(found[0], found[1])
-    assert len(found[0][0][0]) > 4
-    # The test would see nothing if the LM did not matter: the fp LM scores differently.
-    assert found[2][0][1] != pytest.approx(found[0][0][1], abs=1e-2)
+    fp = experiment(fp_dir, "valid.loss.best.pth")
+    check_attention_and_ctc_search(asr_exp, packed_dir, float_dir, fp, speech, search)
 
 
-def test_time_synchronous_search(reference, asr_exp, packed_dir, float_dir):
+def test_time_synchronous_search(float_activations, asr_exp, packed_dir, float_dir):
     """The search itself: the host's Speech2Text asks it for an attribute that it has not got."""
     from espnet.nets.beam_search_timesync import BeamSearchTimeSync
 
@@ -218,26 +188,20 @@ def test_kernels_find_what_floats_find(kernels, asr_exp, packed_dir, float_dir, 
         assert got[1:] == pytest.approx(want[1:], rel=5e-3) and got[2] != want[2]
 
 
-def test_transducer_searches(reference, lms):
+def test_transducer_searches(float_activations, lms):
     """The default search decodes; the four others refuse every TransformerLM themselves."""
     from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
 
     torch.manual_seed(3)
-    decoder, joint, encoded = toy_transducer(V)
-    options = dict(beam_size=4, lm_weight=0.4, u_max=12, nstep=2, nbest=3)
-    found = []
+    transducer = toy_transducer(V)
+    same(*(transducer_hypotheses(transducer, lm, "default") for lm in lms))
     for lm in lms:
-        searcher = BeamSearchTransducer(decoder, joint, lm=lm, search_type="default", **options)
-        with torch.no_grad():
-            found.append([([int(i) for i in h.yseq], float(h.score)) for h in searcher(encoded)])
         for search in ("tsd", "alsd", "nsc", "maes"):
             with pytest.raises(NotImplementedError):
-                BeamSearchTransducer(decoder, joint, lm=lm, search_type=search, **options)
-    same(*found)
-    assert max(len(h[0]) for h in found[0]) > 4
+                BeamSearchTransducer(*transducer[:2], 4, lm=lm, search_type=search)
 
 
-def test_perplexities_agree(reference, packed_dir, float_dir, text_file):
+def test_perplexities_agree(float_activations, packed_dir, float_dir, text_file):
     exps = [load_lm(packed_dir.path), load_lm(float_dir.path)]
     text = tokenize(exps[0], read_text(str(text_file)))
     ours, theirs = (perplexity.measure(exp, text) for exp in exps)
