@@ -20,9 +20,13 @@ find_python() {
 
 if [ "$dir" = --find ]; then find_python; exit; fi
 
-# The installation compiles the kernels, so a change of their sources makes the environment anew.
-key=$(cat "$constraints" setup.py "$0" espnet_mpq/kernels/build.py espnet_mpq/kernels/csrc/* | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$dir/.ready" 2>/dev/null)" = "$key" ] && "$dir/bin/python" -c "" 2>/dev/null; then
+hash_of() { cat "$@" | sha256sum | cut -d' ' -f1; }
+key=$(hash_of "$constraints" setup.py "$0")
+# The installation compiles the kernels; when only their sources changed, only they are compiled again.
+kernels=$(hash_of espnet_mpq/kernels/build.py espnet_mpq/kernels/csrc/*)
+if [ "$(head -n 1 "$dir/.ready" 2>/dev/null)" = "$key" ] && "$dir/bin/python" -c "" 2>/dev/null; then
+    [ "$(tail -n +2 "$dir/.ready")" = "$kernels" ] || "$dir/bin/python" -m espnet_mpq.kernels.build || echo "the kernels stay as they were" >&2
+    printf '%s\n' "$key" "$kernels" > "$dir/.ready"
     exit 0
 fi
 if ! python=$(find_python); then
@@ -41,4 +45,4 @@ pip install -q "$(pin pip)" "$(pin setuptools)" wheel
 pip install -q -c "$constraints" "$(pin torch)"
 pip install -q --no-deps -r "$constraints"
 pip install -q --no-deps --no-build-isolation -e .
-echo "$key" > "$dir/.ready"
+printf '%s\n' "$key" "$kernels" > "$dir/.ready"
