@@ -1,11 +1,11 @@
-# The LM stages of a recipe: fp_lm, sensitivity, plan, admm, pack, perplexity. To be sourced after stages.sh.
+# The LM stages of a recipe: token_list, fp_lm, sensitivity, plan, admm, pack, perplexity. To be sourced after stages.sh.
 #
 # The recipe sets lm_type, lm_dir (folder of the results of this LM type), methods (how the sensitivity is
 # measured: kl, hessian, nas...; uniform: the same bits for all; float: 32 bits for all, the control that
-# trains like the others), lm_config, mpq_config, lm_data and lm_shapes (options of
-# lm_train), train_text, dev_text, tokens, test_texts (SET=FILE...), budget, uniform_bits,
-# sensitivity_tokens, hessian_tokens, nas_config (options of mpq nas), ngpu and threads. Everything of a method is in ${lm_dir}/METHOD: sensitivity.json,
-# plan/, lm/ (quantized), packed/.
+# trains like the others), token_type, token_dir and tokens (a file in it), nbpe, lm_config, mpq_config, lm_stats
+# (folder of the host's statistics), train_text, dev_text, test_texts (SET=FILE...), budget, uniform_bits,
+# sensitivity_tokens, hessian_tokens, nas_config (options of mpq nas), ngpu and threads. Everything of a method
+# is in ${lm_dir}/METHOD: sensitivity.json, plan/, lm/ (quantized), packed/.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 lm_file=valid.loss.best.pth
@@ -14,6 +14,32 @@ mpq_ngpu=$((ngpu > 0))
 lm_marks=${lm_dir}/.stages
 for _name in fp_lm sensitivity plan admm pack perplexity; do printf -v "marks_${_name}" '%s' "${lm_marks}"; done
 lm_stage_names="fp_lm sensitivity plan admm pack perplexity"
+
+# Options of the host's training: how to make tokens, the texts, their lengths.
+token_options=(--use_preprocessor true --token_type "${token_type}" --token_list "${tokens}")
+[ "${token_type}" != bpe ] || token_options+=(--bpemodel "${token_dir}/bpe.model")
+lm_data=(
+    "${token_options[@]}"
+    --train_data_path_and_name_and_type "${train_text},text,text"
+    --valid_data_path_and_name_and_type "${dev_text},text,text"
+)
+lm_shapes=(
+    --train_shape_file "${lm_stats}/train/text_shape"
+    --valid_shape_file "${lm_stats}/valid/text_shape"
+)
+
+title_token_list="token list (${token_dir})"
+inputs_token_list() { echo "${train_text}"; }
+outputs_token_list() { echo "${token_dir}"; }
+stage_token_list() {
+    ${python} -m espnet_mpq.recipe.token_list --text "${train_text}" --output "${token_dir}" \
+        --token_type "${token_type}" --n_units "${nbpe}"
+}
+
+collect_lm_stats() { # collect_lm_stats CONFIG: note the job that measures the lengths of texts, the same for every LM
+    job "${lm_stats}/stats.log" espnet2.bin.lm_train --collect_stats true --config "$1" "${lm_data[@]}" \
+        --train_shape_file "${train_text}" --valid_shape_file "${dev_text}" --output_dir "${lm_stats}"
+}
 
 title_fp_lm="training of the fp ${lm_type} LM (log: ${fp_exp}/train.log)"
 threads_fp_lm=${threads}

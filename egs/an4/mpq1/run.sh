@@ -70,37 +70,24 @@ lm_stats=${exp}/lm_stats
 lm_dir=${exp}/${lm_type}
 marks=${exp}/.stages
 
-lm_data=(
-    --use_preprocessor true --token_type "${token_type}" --token_list "${token_dir}/tokens.txt"
-    --train_data_path_and_name_and_type "${data}/train/text,text,text"
-    --valid_data_path_and_name_and_type "${data}/dev/text,text,text"
-)
-asr_data=(
-    --use_preprocessor true --token_type "${token_type}" --token_list "${token_dir}/tokens.txt"
-    --train_data_path_and_name_and_type "${data}/train/wav.scp,speech,sound"
-    --train_data_path_and_name_and_type "${data}/train/text,text,text"
-    --valid_data_path_and_name_and_type "${data}/dev/wav.scp,speech,sound"
-    --valid_data_path_and_name_and_type "${data}/dev/text,text,text"
-)
-if [ "${token_type}" = bpe ]; then
-    lm_data+=(--bpemodel "${token_dir}/bpe.model")
-    asr_data+=(--bpemodel "${token_dir}/bpe.model")
-fi
-lm_shapes=(
-    --train_shape_file "${lm_stats}/train/text_shape"
-    --valid_shape_file "${lm_stats}/valid/text_shape"
-)
-asr_shapes=(
-    --train_shape_file "${asr_exp}_stats/train/speech_shape" --train_shape_file "${asr_exp}_stats/train/text_shape"
-    --valid_shape_file "${asr_exp}_stats/valid/speech_shape" --valid_shape_file "${asr_exp}_stats/valid/text_shape"
-)
-
 train_text=${data}/train/text
 dev_text=${data}/dev/text
 tokens=${token_dir}/tokens.txt
 test_texts=test=${data}/test/text
 . "${root}/espnet_mpq/recipe/lm_stages.sh"
 stages="data token_list stats asr ${lm_stage_names} decode score report"
+
+asr_data=(
+    "${token_options[@]}"
+    --train_data_path_and_name_and_type "${data}/train/wav.scp,speech,sound"
+    --train_data_path_and_name_and_type "${train_text},text,text"
+    --valid_data_path_and_name_and_type "${data}/dev/wav.scp,speech,sound"
+    --valid_data_path_and_name_and_type "${dev_text},text,text"
+)
+asr_shapes=(
+    --train_shape_file "${asr_exp}_stats/train/speech_shape" --train_shape_file "${asr_exp}_stats/train/text_shape"
+    --valid_shape_file "${asr_exp}_stats/valid/speech_shape" --valid_shape_file "${asr_exp}_stats/valid/text_shape"
+)
 
 title_data="data preparation (${profile})"
 options_data() { echo "${profile} ${dev_utts}"; }
@@ -111,25 +98,13 @@ stage_data() {
         --downloads "${downloads}" --data "${data}" --dev_utts "${dev_utts}"
 }
 
-title_token_list="token list (${token_tag})"
-marks_token_list=${marks}
-inputs_token_list() { echo "${data}/train/text"; }
-outputs_token_list() { echo "${token_dir}"; }
-stage_token_list() {
-    ${python} -m espnet_mpq.recipe.token_list --text "${data}/train/text" --output "${token_dir}" \
-        --token_type "${token_type}" --n_units "${nbpe}"
-}
-
 title_stats="statistics of the host"
 inputs_stats() {
     echo "${asr_config} ${train_text} ${dev_text} ${data}/train/wav.scp ${data}/dev/wav.scp ${tokens}"
 }
 outputs_stats() { echo "${asr_exp}_stats ${lm_stats}"; }
 stage_stats() {
-    # lengths of texts: the same for every LM
-    job "${lm_stats}/stats.log" espnet2.bin.lm_train --collect_stats true --config "${conf}/train_lm.yaml" \
-        "${lm_data[@]}" --train_shape_file "${train_text}" --valid_shape_file "${dev_text}" \
-        --output_dir "${lm_stats}"
+    collect_lm_stats "${conf}/train_lm.yaml"
     job "${asr_exp}_stats/stats.log" espnet2.bin.asr_train --collect_stats true --config "${asr_config}" \
         "${asr_data[@]}" --train_shape_file "${data}/train/wav.scp" --valid_shape_file "${data}/dev/wav.scp" \
         --output_dir "${asr_exp}_stats"
@@ -144,7 +119,7 @@ stage_asr() {
         --ngpu "${ngpu}" --resume true --output_dir "${asr_exp}"
 }
 
-# Stages 5 to 10 are those of lm_stages.sh. From here on everything belongs to one sensitivity.
+# Stages 2 and 5 to 10 are those of lm_stages.sh. From here on everything belongs to one sensitivity.
 lms=$(for lm in fp ${methods}; do lm_names "${lm}"; done)
 decode_dir=${lm_dir}/decode_${sensitivity}
 marks_decode=${lm_marks} marks_score=${lm_marks} marks_report=${lm_marks}
