@@ -30,6 +30,7 @@ num_workers: 0
 use_tensorboard: false
 use_matplotlib: false
 """
+NAS_CONFIG = "weights_epochs: 1\nnas_epochs: 2\nnas_updates: 2\n"
 TRAIN_CONFIG = "max_epoch: 3\nbatch_type: folded\nbatch_size: 2\nnum_workers: 0\n"
 
 
@@ -154,11 +155,18 @@ def test_recipe_then_mpq(recipe):
     assert "skipped" in run(recipe, command)  # nothing is repeated
 
     # Other sensitivities beside it, without training: the fp LM is packed with their plans.
-    for sensitivity in ("uniform", "hessian"):
+    (recipe / "conf" / "nas_test.yaml").write_text(NAS_CONFIG)
+    for sensitivity, last in (("uniform", "6"), ("hessian", "6"), ("nas", "5")):
         more = ["--sensitivity", sensitivity, "--no_train", "true", "--lm_type", "rnn"]
-        run(recipe, [*command, *more, "--tag", sensitivity, "--stop_stage", "6"])
+        more += ["--nas_config", "conf/nas_test.yaml", "--tag", sensitivity, "--stop_stage", last]
+        run(recipe, [*command, *more])
         exp = recipe / "exp" / f"mpq_{sensitivity}"
         totals = json.loads((exp / "packed" / "receipt.json").read_text())["totals"]
         assert totals["effective_bits"] <= 4.0
-        assert float((exp / "ppl_packed" / "ppl").read_text()) > 1.0
+        if last == "6":
+            assert float((exp / "ppl_packed" / "ppl").read_text()) > 1.0
         assert not (exp / "lm").exists()
+    # The search itself, by the host's trainer, and the plan within its budget.
+    table = json.loads((exp / "nas" / "sensitivity.json").read_text())
+    assert table["method"] == "nas" and len(table["entries"]) == 10
+    assert totals["n_bytes"] <= table["provenance"]["nas"]["budget_n_bytes"]
