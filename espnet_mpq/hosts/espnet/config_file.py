@@ -42,6 +42,7 @@ def find_config(folder: Path) -> Path:
 
 
 def listing(folder: Path) -> str:
+    """The first names in a folder, for a message."""
     names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "an empty folder"
 
