@@ -24,7 +24,8 @@ test: venv
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 # The columns of ONNX Runtime need: .venv/bin/python -m pip install onnx onnxruntime
-# A part of it: make bench BENCH_ARGS="--parts latency --sizes 2x650 --threads 1"
+# A part of it: make bench BENCH_ARGS="--parts latency --sizes 2x650 --threads 1"; the rows of earlier
+# runs stay (build/bench/results.json). Whole decoding of an experiment: tests/bench/bench_decode.py.
 bench: venv
 	.venv/bin/python tests/bench/bench_kernels.py --markdown tests/bench/RESULTS.md $(BENCH_ARGS)
 

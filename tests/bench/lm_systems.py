@@ -1,4 +1,4 @@
-"""The LSTM LMs that are timed against each other, each as step(tokens, state)."""
+"""The LMs that are timed against each other; LSTM ones as step(tokens, state)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from espnet_mpq.lm.rnn import PackedRnn  # noqa: E402
 from espnet_mpq.packed.architecture import Architecture  # noqa: E402
 from espnet_mpq.packed.format import PackedModel  # noqa: E402
 from espnet_mpq.packed.layout import DTYPES, find_part, tensor_specs  # noqa: E402
-from espnet_mpq.plan import ClusterSpec  # noqa: E402
+from espnet_mpq.plan import ClusterSpec, Plan  # noqa: E402
 
 HOST, FP32, INT8 = "ESPnet fp32", "torch fp32", "torch int8"
 IN_HOST = "2 bit, batch_score"
@@ -36,19 +36,27 @@ def float_weights(arch: Architecture) -> Dict[str, torch.Tensor]:
     }
 
 
-def random_packed(arch: Architecture, bits: int) -> PackedModel:
-    """Random codes at one bit-width, a scale a row, for timing alone: no projection, no hashes."""
-    plan, tensors = uniform(arch, ClusterSpec(bits)), {}
+def random_of_plan(arch: Architecture, plan: Plan) -> PackedModel:
+    """Random codes and scales, for timing alone: no projection, no hashes."""
+    tensors = {}
+    width = max(part.cols for cluster in arch.clusters() for part in cluster.parts)
     for spec in tensor_specs(arch, plan):
         if spec.role == "codes":
             tensors[spec.name] = codes = torch.randint(0, 256, spec.shape, dtype=torch.uint8)
-            _, part = find_part(arch, spec.name)
+            cluster, part = find_part(arch, spec.name)
+            bits = plan.clusters[cluster.name].bits
             codes[:, -1] &= 255 >> (-part.cols * bits % 8)  # the padding is zero
         else:
-            largest = 2.0 ** (1 - bits) * arch.nhid**-0.5
-            value = torch.rand(spec.shape) * largest
+            value = torch.rand(spec.shape) * width**-0.5
+            if spec.role == "scales":
+                value *= 2.0 ** (1 - plan.clusters[spec.name.split("/")[0]].bits)
             tensors[spec.name] = value.to(DTYPES[spec.dtype][0])
     return PackedModel({"architecture": arch.to_dict(), "plan": plan.to_dict()}, tensors)
+
+
+def random_packed(arch: Architecture, bits: int) -> PackedModel:
+    """random_of_plan at one bit-width, a scale a row."""
+    return random_of_plan(arch, uniform(arch, ClusterSpec(bits)))
 
 
 class StepOfModules:

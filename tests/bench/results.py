@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
-from bench.timing import machine, today
+from bench.timing import machine, revision, same_machine, today
 
 from espnet_mpq.io import read_json, write_json
 
-SECTIONS = ("latency", "load", "search")
+SECTIONS = ("latency", "mixed", "transformer", "search", "decode", "load")
+CPU_TIME = "Seconds of the thread (--cpu_time), not of the wall."
 
 
 class Results:
     """Rows by section and key; a row measured again replaces the old one.
+
+    Every row keeps the date, the revision and the notes of the run that measured it.
 
     Args:
         file: read when it is there and comes from this machine with these versions and this
@@ -23,28 +26,28 @@ class Results:
 
     def __init__(self, file: Optional[Path]):
         self.file = file
-        self.data = {"machine": machine(), "notes": [], **{s: {} for s in SECTIONS}}
+        self.stamp = {"date": today(), "revision": revision()}
+        self.notes: List[str] = []
+        self.data = {"machine": machine(), **{section: {} for section in SECTIONS}}
         if file is not None and file.is_file():
-            found = read_json(file)
-            if found.get("machine") == self.data["machine"]:
-                self.data = found
+            found, here = read_json(file), self.data["machine"]
+            if same_machine(here, found.get("machine", {})):
+                packages = {**found["machine"]["packages"], **here["packages"]}
+                self.data.update({s: found[s] for s in SECTIONS if s in found})
+                self.data["machine"] = {**here, "packages": packages}
             else:
                 kept = file.with_suffix(".old.json")
                 file.replace(kept)
                 print(f"{file} is of another machine or version: now {kept}", file=sys.stderr)
 
     def put(self, section: str, key: str, row: dict) -> None:
-        """Add a row, with today's date, and write the file."""
-        self.data[section][key] = {**row, "date": today()}
-        self.write()
-
-    def note(self, text: str) -> None:
-        """A line for the head of the tables."""
-        if text not in self.data["notes"]:
-            self.data["notes"].append(text)
-        self.write()
-
-    def write(self) -> None:
+        """Add a row, stamped, and write the file."""
+        self.data[section][key] = {**row, **self.stamp, "notes": list(self.notes)}
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.file, self.data)
+
+    def note(self, text: str) -> None:
+        """A sentence for the rows of this run that are still to come."""
+        if text not in self.notes:
+            self.notes.append(text)

@@ -6,6 +6,7 @@ from typing import List, Sequence
 
 from bench import onnx_lm
 from bench.lm_systems import FP32, HOST, IN_HOST, INT8
+from bench.mixed import GATE_BITS, GROUP_BITS, GROUPS, MIXED, group_name
 
 BASES = (HOST, FP32, INT8, onnx_lm.FP32, onnx_lm.INT8)
 
@@ -108,55 +109,53 @@ def search_table(rows: Sequence[dict]) -> List[str]:
     return table(head, lines, 2)
 
 
-def head_lines(data: dict) -> List[str]:
-    m = data["machine"]
-    rows = [row for section in ("latency", "load", "search") for row in data[section].values()]
-    dates = sorted({row["date"] for row in rows})
-    when = " to ".join(dates[:1] + dates[-1:] if len(dates) > 1 else dates)
-    packages = ", ".join(f"{name} {v}" for name, v in m["packages"].items())
-    lines = [
-        f"{m['cpu']}, {m['cores']} cores; kernel {m['kernel']} (of {', '.join(m['paths'])}); "
-        f"Python {m['python']}, {packages}; {when}."
-    ]
-    return lines + data["notes"]
+def mixed_table(rows: Sequence[dict]) -> List[str]:
+    """Gates of 1, 2, 4, 8 bits against the mean of the uniform LMs: what their parts cost."""
+    lines = []
+    for row in _order(rows):
+        s = row["seconds"]
+        uniform = [s[f"{b} bit"] for b in GATE_BITS.values()]
+        mean = sum(uniform) / len(uniform)
+        cells = [lm_name(row), str(row["batch"]), *map(ms, uniform), ms(mean), ms(s[MIXED])]
+        lines.append([*cells, f"{s[MIXED] / mean:.2f}"])
+    bits = [f"{b} bit" for b in GATE_BITS.values()]
+    return table(["LM", "batch", *bits, "their mean", MIXED, f"{MIXED} / mean"], lines)
 
 
-def render(data: dict) -> str:
-    """The whole file; sections that were not measured are left out."""
-    lines = ["# Speed of packed LMs", ""]
-    lines += ["Made by `make bench` (`tests/bench/bench_kernels.py`).", "", *head_lines(data), ""]
-    latency = list(data["latency"].values())
-    if latency:
-        lines += ["## One step of an LM, milliseconds", "", STEP_TEXT, *latency_table(latency)]
-        lines += ["", "## Share of the roof", "", ROOF_TEXT, *roof_table(latency), ""]
-    if data["search"]:
-        lines += ["## The LM in the host's beam search", "", SEARCH_TEXT]
-        lines += [*search_table(list(data["search"].values())), ""]
-    if data["load"]:
-        lines += ["## Load time and memory", "", LOAD_TEXT]
-        lines += [*load_table(list(data["load"].values())), ""]
-    return "\n".join(lines).rstrip() + "\n"
+def group_table(rows: Sequence[dict]) -> List[str]:
+    """Scales of groups of columns against a scale a row, all of one bit-width."""
+    names, lines = [group_name(size) for size in GROUPS], []
+    for row in _order(rows):
+        s, base = row["seconds"], row["seconds"][f"{GROUP_BITS} bit"]
+        cells = [lm_name(row), str(row["batch"]), ms(base), *(ms(s[name]) for name in names)]
+        lines.append([*cells, *(f"{s[name] / base:.2f}" for name in names)])
+    return table(["LM", "batch", "a row", *names, *(f"{n} / a row" for n in names)], lines)
 
 
-STEP_TEXT = """\
-Medians of rounds in which all systems take turns. step: embedding, LSTM layers, output layer of
-5,000 tokens, log-softmax; stack: the same with 16 tokens, so the LSTM layers alone. ESPnet fp32
-and "batch_score" take and give one state a hypothesis, as the beam search calls them; the others
-take stacked states. torch int8: `quantize_dynamic` of LSTM and Linear; ORT int8:
-`quantize_dynamic` of ONNX Runtime (DynamicQuantizeLSTM, MatMulInteger).
-"""
-ROOF_TEXT = """\
-The time that the machine needs at least, over the time that we need. Multiply-adds: those of the
-unpadded problem over the measured peak of the path's own 8-bit instructions. Bytes read (batch 1):
-the codes that a step reads over the measured rate at which as many resident bytes are read. Both
-are measured between the systems, in the same rounds. 1 bit may pass 100 %: path avx512vbmi looks up
-sums of four activations instead of multiplying.
-"""
-SEARCH_TEXT = """\
-BatchBeamSearch: beam 10, 5,000 tokens, attention decoder of 6 blocks and width 256, CTC prefix
-scores, 250 frames, one thread; random weights. LM: all calls of the search into the LM.
-"""
-LOAD_TEXT = """\
-`LMTask.build_model_from_file` and the first token's scores, in a fresh process, 5,000 tokens,
-files in the page cache. Resident: bytes more than before, at the end; peak: the most on the way.
-"""
+def transformer_table(rows: Sequence[dict]) -> List[str]:
+    """batch_score by prefix length and what the prefixes share; ratios of the 2-bit LM."""
+    rows = sorted(
+        rows, key=lambda r: (r["layers"] * r["units"] ** 2, r["length"], r["batch"], -r["shared"])
+    )
+    bits = _bits(rows)
+    names = [HOST, INT8, *(f"{b} bit" for b in bits)]
+    head = ["LM", "prefixes", "tokens", "batch", "distinct tokens", *names]
+    lines = []
+    for row in rows:
+        s = row["seconds"]
+        cells = [lm_name(row), "shared" if row["shared"] else "apart", str(row["length"])]
+        cells += [str(row["batch"]), str(row["n_distinct"]), *(ms(s.get(name)) for name in names)]
+        lines.append(cells + [times(ratio(s[name], s.get("2 bit"))) for name in (HOST, INT8)])
+    return table([*head, *(f"2 bit: {name} /" for name in (HOST, INT8))], lines, 2)
+
+
+def decode_table(rows: Sequence[dict]) -> List[str]:
+    """Whole decoding by test set and system."""
+    head = ["test set", "system", "decoding, s", "LM in it, s", "share", "s per s of audio"]
+    lines = []
+    for row in rows:
+        for name, v in row["systems"].items():
+            share = f"{100 * v['lm_s'] / v['all_s']:.1f} %" if v["lm_s"] else "-"
+            cells = [row["set"], name, f"{v['all_s']:.2f}", f"{v['lm_s']:.2f}", share]
+            lines.append([*cells, f"{v['all_s'] / row['audio_s']:.3f}"])
+    return table(head, lines, 2)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import statistics
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Callable, Dict
@@ -65,5 +66,29 @@ def machine() -> dict:
     }
 
 
+def same_machine(one: dict, other: dict) -> bool:
+    """Whether rows of both may stand in one table; one may lack a package of the other."""
+    ours, theirs = one["packages"], other.get("packages", {})
+    same = all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+    return same and all(one[key] == other.get(key) for key in one if key != "packages")
+
+
 def today() -> str:
     return datetime.date.today().isoformat()
+
+
+def revision() -> str:
+    """The commit of this checkout, with a "+" where the package was changed since; else ""."""
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        command = ["git", "-C", str(Path(__file__).resolve().parents[2]), *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    try:
+        commit = git("rev-parse", "--short=7", "HEAD")
+        if commit.returncode:
+            return ""
+        changed = git("diff", "--quiet", "HEAD", "--", "espnet_mpq").returncode
+    except OSError:
+        return ""
+    return commit.stdout.strip() + ("+" if changed else "")
