@@ -17,7 +17,7 @@ struct Isa {
     static constexpr int kMaxColumns = 8;
 
     // 8 to 24 accumulators of 32 registers; many rows at small batch, for one is latency-bound.
-    static constexpr int max_units(int nb) { return nb <= 2 ? 8 : nb <= 6 ? 4 : 2; }
+    static constexpr int max_units(int nb) { return nb <= 2 ? 8 : nb <= 5 ? 4 : 2; }
     // Units of the tiles with sums of each group: 8 accumulators a column; more streams of codes are slower.
     static constexpr int even_units(int bits, int nb) { return bits == 8 || nb > 2 ? 0 : bits; }
     static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
