@@ -23,7 +23,7 @@ nbpe=1000          # sentencepiece units, or words
 lm_config=         # default conf/train_lm.yaml, of a Transformer conf/train_lm_transformer.yaml
 mpq_config=        # default conf/train_lm_mpq.yaml (mini: conf/mini/train_lm_mpq.yaml)
 nas_config=        # default conf/nas.yaml (mini: conf/mini/nas.yaml)
-budget=            # effective bits of the mixed precision LMs, every stored byte counted; default 2.1, transformer 2.5
+budget=            # effective bits of the mixed precision LMs, every stored byte counted; default: the size of the uniform LM, 2.21, transformer 2.53
 uniform_bits=2     # bits of every cluster of the uniform LM
 sensitivity_tokens=10000 # tokens of training text that the sensitivity is measured on
 hessian_tokens=2000 # likewise, for the traces of hessian and fisher
@@ -54,8 +54,8 @@ if ${mini}; then
     : "${budget:=4.0}"  # of a tiny LM the file's header is a large part
 else
     profile=full; conf=conf; data=data; n_sentences=0
-    # somewhat below what the uniform 2-bit LM of this size takes: 2.2 and 2.5, header, scales and biases included
-    if [ "${lm_type}" = rnn ]; then : "${budget:=2.1}"; else : "${budget:=2.5}"; fi
+    # what the uniform 2-bit LM of this size takes, header, scales and biases included: mixed against uniform bits at equal size
+    if [ "${lm_type}" = rnn ]; then : "${budget:=2.21}"; else : "${budget:=2.53}"; fi
 fi
 token_tag=${token_type}; [ "${token_type}" = char ] || token_tag=${token_type}${nbpe}
 exp=exp/${profile}${tag}_${token_tag}
@@ -73,16 +73,6 @@ train_text=${data}/train/text
 dev_text=${data}/dev/text
 tokens=${token_dir}/tokens.txt
 test_texts="dev=${data}/dev/text eval=${data}/eval/text"
-lm_data=(
-    --use_preprocessor true --token_type "${token_type}" --token_list "${tokens}"
-    --train_data_path_and_name_and_type "${train_text},text,text"
-    --valid_data_path_and_name_and_type "${dev_text},text,text"
-)
-[ "${token_type}" != bpe ] || lm_data+=(--bpemodel "${token_dir}/bpe.model")
-lm_shapes=(
-    --train_shape_file "${lm_stats}/train/text_shape"
-    --valid_shape_file "${lm_stats}/valid/text_shape"
-)
 . "${root}/espnet_mpq/recipe/lm_stages.sh"
 stages="data token_list stats ${lm_stage_names} report"
 
@@ -95,25 +85,14 @@ stage_data() {
         --downloads downloads --data "${data}" --n_sentences "${n_sentences}"
 }
 
-title_token_list="token list (${token_tag})"
-inputs_token_list() { echo "${train_text}"; }
-outputs_token_list() { echo "${token_dir}"; }
-stage_token_list() {
-    ${python} -m espnet_mpq.recipe.token_list --text "${train_text}" --output "${token_dir}" \
-        --token_type "${token_type}" --n_units "${nbpe}"
-}
-
 title_stats="statistics of the host"
 inputs_stats() { echo "${train_text} ${dev_text} ${tokens}"; }
 outputs_stats() { echo "${lm_stats}"; }
 stage_stats() {
-    # lengths of texts: the same for every LM
-    job "${lm_stats}/stats.log" espnet2.bin.lm_train --collect_stats true --config "${conf}/train_lm.yaml" \
-        "${lm_data[@]}" --train_shape_file "${train_text}" --valid_shape_file "${dev_text}" \
-        --output_dir "${lm_stats}"
+    collect_lm_stats "${conf}/train_lm.yaml"
 }
 
-# Stages 4 to 9 are those of lm_stages.sh.
+# Stages 2 and 4 to 9 are those of lm_stages.sh.
 results=${exp}/RESULTS.md
 title_report="report (${results})"
 marks_report=${lm_marks}
