@@ -80,11 +80,13 @@ def parse(arguments=None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.cpu_time and "latency" in args.parts and args.threads != [1]:
         parser.error("--cpu_time is the time of one thread: give --threads 1")
+    if min(args.prefix) < 2:
+        parser.error("--prefix: at least 2 tokens")
     if args.cpu_time and {"search", "load"} & set(args.parts):
         parser.error("search and load have no --cpu_time: name the other --parts")
     if args.smoke:
         args.sizes, args.vocab, args.batch = ["2x24"], [50], [1, 3, 10]
-        args.rounds, args.least_s, args.transformers, args.prefix = 1, 0.0, ["1x16"], [1, 7]
+        args.rounds, args.least_s, args.transformers, args.prefix = 1, 0.0, ["1x16"], [2, 7]
     return args
 
 
@@ -160,7 +162,7 @@ def run_transformer(args, results: Results, with_host: bool) -> None:
             for batch in batches(args, "transformer"):
                 # A single hypothesis shares nothing.
                 for shared in (True, False) if batch > 1 else (False,):
-                    beam = transformer.Beam(batch, length, arch.vocab_size, shared)
+                    beam = transformer.typical_beam(batch, length, arch.vocab_size, shared)
                     seconds = transformer.measure(
                         *(lms, beam, args.rounds, args.least_s, clock(args))
                     )

@@ -130,10 +130,10 @@ Milliseconds of `batch_score` with the states of the step before, as the host's 
 it, one thread; five steps from the stated prefix length on. Layers x attention units, heads of 64,
 inner width four times as large, 128 embedding units, 5,000 tokens, random weights. ESPnet fp32: its
 TransformerLM with its own cache (layer outputs; keys and values of the whole prefix are computed
-again at every step). torch int8: that LM after `quantize_dynamic` of Linear. shared: every survivor
-grew from a random hypothesis of the step before, so that prefixes have all but their last tokens in
-common, as in a beam search; apart: no two have a token in common. distinct tokens: those of all
-prefixes, shared ones once. All LMs get the same prefixes.
+again at every step). torch int8: that LM after `quantize_dynamic` of Linear. shared: all hypotheses
+grew from one, and at every step one in five is given up for a second continuation of a random one;
+they share about as much as those of AN4's decoding do. apart: no two have a token in common.
+distinct tokens: those of all prefixes, shared ones once. All LMs get the same prefixes.
 """
 SEARCH_TEXT = """\
 BatchBeamSearch: beam 10, 5,000 tokens, attention decoder of 6 blocks and width 256, CTC prefix
