@@ -55,7 +55,7 @@ void aligned_delete(void* p) { std::free(p); }
 
 namespace {
 
-constexpr size_t kSlab = size_t(8) << 20;
+constexpr size_t kSlab = size_t(32) << 20;
 
 // Weights of one thread side by side, freed together. A slab begins at a multiple of its size.
 struct alignas(64) Slab {
