@@ -11,7 +11,7 @@ pipelined search: weights on one-hot paths, then bits on held-out text; perplexi
 PTB test; fp 126.2; AMD EPYC, one core, 2026-11-21).
 Bits: embedding, gates i f g o of both layers, output.
   KL            2 1222 2124 2   2.198 bits  143.55
-  NAS, seed 0   2 2222 1124 2   2.198 bits  143.46
+  NAS           2 2222 1124 2   2.198 bits  143.46   seeds 0 and 1
 The plan fits by itself. The difference is far below what this text tells apart: no sign that the
 search beats the KL. On a busy core the search took 12 minutes, five of them for the weights.
 """
