@@ -6,9 +6,9 @@ trains an LSTM LM of PTB words by the host, measures the KL table, searches bits
 prints the perplexity on unseen text of the fp weights rounded by either plan (no training after
 it). Half an hour of one core; goes on where it was killed.
 
-Measured at the defaults (2 x 200 LSTM, 6,000 PTB words, 5 epochs on 400,000 words, 2.2 effective bits;
-pipelined search: weights on one-hot paths, then bits on held-out text; perplexity on 20,000 words of
-PTB test; fp 126.2; AMD EPYC, one core, 2026-11-21).
+Measured at the defaults (2 x 200 LSTM, 6,000 PTB words, 5 epochs on 400,000 words, 2.2 effective
+bits; pipelined search: weights on one-hot paths, then bits on held-out text; perplexity on 20,000
+words of PTB test; fp 126.2; AMD EPYC, one core, 2026-11-21).
 Bits: embedding, gates i f g o of both layers, output.
   KL            2 1222 2124 2   2.198 bits  143.55
   NAS           2 2222 1124 2   2.198 bits  143.46   seeds 0 and 1
