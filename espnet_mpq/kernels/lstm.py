@@ -92,8 +92,7 @@ class KernelLstm:
             InputError: wrong shapes, dtypes or device, or a token outside the vocabulary.
         """
         # A step of a small LM takes some 40 us, and a call of torch about one.
-        if not tokens.is_cpu:
-            dispatch.check_cpu(tokens)
+        dispatch.check_cpu(tokens)
         if tokens.dtype is not torch.int64 or not tokens.is_contiguous():
             tokens = tokens.to(torch.int64).contiguous()
         batch, length = tokens.shape if tokens.dim() == 2 else (tokens.shape[0], 1)
@@ -108,8 +107,8 @@ class KernelLstm:
             tokens.data_ptr(),
             batch,
             length,
-            None if h is None else h.data_ptr(),
-            None if c is None else c.data_ptr(),
+            dispatch.address(h),
+            dispatch.address(c),
             new_h.data_ptr(),
             new_c.data_ptr(),
             out.data_ptr(),
@@ -117,8 +116,7 @@ class KernelLstm:
             dispatch.NUMBERS[path],
             n_threads or torch.get_num_threads(),
         )
-        if code:
-            dispatch.check(code, "LSTM")
+        dispatch.check(code, "LSTM")
         return out, (new_h, new_c)
 
 
