@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from typing import Iterable, Optional
 
@@ -11,7 +12,14 @@ class MpqError(Exception):
 
     Not a RuntimeError: ESPnet catches RuntimeError while it loads a model and
     retries on a legacy path, which would hide our message.
+
+    Attributes:
+        kind: a word that programs can act on; one for each class, never reworded.
+        what, found, expected, todo: the parts of the message; all but ``what`` may be None.
+        place: the file or folder that ``at`` named, or None.
     """
+
+    kind = "error"
 
     def __init__(
         self,
@@ -21,38 +29,79 @@ class MpqError(Exception):
         expected: Optional[object] = None,
         todo: Optional[str] = None,
     ):
+        self.what, self.found, self.expected, self.todo = what, found, expected, todo
+        self.place: Optional[str] = None
+        super().__init__(self._text())
+
+    def _text(self) -> str:
         parts = []
-        if found is not None:
-            parts.append(f"found {found}")
-        if expected is not None:
-            parts.append(f"expected {expected}")
-        if todo:
-            parts.append(todo)
-        super().__init__(what + (": " + "; ".join(parts) if parts else ""))
+        if self.found is not None:
+            parts.append(f"found {self.found}")
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
+        if self.todo:
+            parts.append(self.todo)
+        return self.what + (": " + "; ".join(parts) if parts else "")
+
+    def at(self, place: object) -> "MpqError":
+        """This error with its place in front; for ``raise error.at(path) from error``."""
+        there = copy.copy(self)
+        there.place, there.what = str(place), f"{place}: {self.what}"
+        there.args = (there._text(),)
+        return there
 
 
 class PlanError(MpqError):
     """A plan that cannot be: unsupported bits, unknown or missing cluster."""
 
+    kind = "plan"
+
 
 class InputError(MpqError):
     """A file, text or option that cannot be used as given."""
 
+    kind = "input"
+
+
+class WriteError(InputError):
+    """A file cannot be written: no permission, or (``is_full``) no room."""
+
+    kind = "write"
+    is_full = False
+
+
+class BusyError(InputError):
+    """Another process is writing the same output."""
+
+    kind = "busy"
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or a damaged one."""
+
+    kind = "checkpoint"
+
 
 class FormatError(MpqError):
-    """A packed file that is damaged or of an unknown version."""
+    """A file of ours that is damaged or of an unknown version."""
+
+    kind = "format"
 
 
 class MismatchError(MpqError):
     """Two artefacts that do not belong together (token list, checkpoint, plan)."""
 
+    kind = "mismatch"
+
 
 class HostError(MpqError):
     """ESPnet is missing or lacks something that the plugin needs."""
 
+    kind = "host"
+
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean 'a' or 'b'?" for close spellings, else the known names."""
+    """Return "did you mean 'a' or 'b'?" for close spellings, else "known: a, b, ..." (12 names)."""
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:

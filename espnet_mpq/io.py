@@ -10,14 +10,16 @@ import tempfile
 from pathlib import Path
 from typing import Union
 
-from espnet_mpq.errors import InputError
+from espnet_mpq.errors import InputError, WriteError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk
 
 
 def atomic_write(path: Union[str, Path], content: Union[bytes, str]) -> None:
     """Write a whole file or nothing: temporary file in the same folder, then rename.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full; an older
+        WriteError: the folder cannot be written or the disk is full; an older
             file at ``path`` is untouched and no temporary file stays behind.
     """
     path = Path(path)
@@ -41,18 +43,20 @@ def atomic_write(path: Union[str, Path], content: Union[bytes, str]) -> None:
         raise write_error(f"{path} ({len(data)} bytes)", error) from error
 
 
-def write_error(what: object, error: OSError, unchanged: bool = True) -> InputError:
-    """The InputError for a failed write of ``what``; disk space is advised for a full disk only.
+def write_error(what: object, error: OSError, unchanged: bool = True) -> WriteError:
+    """The error for a failed write of ``what``; disk space is advised for a full disk only.
 
     ``unchanged``: whether everything is as it was before.
     """
     todo = None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full := error.errno in FULL:
         after = "nothing was changed" if unchanged else "then run the command again"
         todo = f"free disk space or choose another folder; {after}"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         todo = "choose another folder"
-    return InputError(f"cannot write {what}", found=error.strerror or str(error), todo=todo)
+    made = WriteError(f"cannot write {what}", found=error.strerror or str(error), todo=todo)
+    made.is_full = is_full
+    return made
 
 
 def sha256_bytes(data: bytes) -> str:

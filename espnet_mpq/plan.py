@@ -173,7 +173,7 @@ class Plan:
         try:
             return cls.from_dict(read_json(path))
         except PlanError as error:
-            raise PlanError(f"{path}: {error}") from error
+            raise error.at(path) from error
 
     def write(self, path: Union[str, Path]) -> None:
         """Write plan.json atomically."""

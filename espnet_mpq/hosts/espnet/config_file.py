@@ -110,7 +110,7 @@ def check_sizes(config: Path, settings: Mapping) -> None:
         try:
             Architecture.from_lm_conf(lm_conf, len(settings["token_list"]), lm)
         except InputError as error:
-            raise InputError(f"{config}: {error}") from error
+            raise error.at(config) from error
 
 
 def _read_token_list(config: Path, value) -> list:
