@@ -35,8 +35,8 @@ sanitize: venv
 	.venv/bin/python -m espnet_mpq.kernels.build --sanitize --output build/sanitize/libmpq_kernels.so
 	MPQ_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libmpq_kernels.so" MPQ_N_EXAMPLES=$${MPQ_N_EXAMPLES:-2000} \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  .venv/bin/python -m pytest tests/kernels tests/lm --timeout 0 \
-	  --deselect tests/lm/test_memory.py::test_resident_memory_is_about_one_copy $(PYTEST_ARGS)
+	  .venv/bin/python -m pytest tests/kernels tests/runtime --timeout 0 \
+	  --deselect tests/runtime/test_memory.py::test_resident_memory_is_about_one_copy $(PYTEST_ARGS)
 	$${CXX:-c++} -std=c++17 -O1 -g -pthread -fsanitize=thread -ffp-contract=off -o build/sanitize/races \
 	  tests/kernels/csrc/races.cpp $(addprefix espnet_mpq/kernels/csrc/,matrix.cpp products.cpp lstm.cpp \
 	  memory.cpp threads.cpp path_scalar.cpp)

@@ -68,17 +68,17 @@ def needs_registration(name: str) -> bool:
 
 def prepare(name: str) -> None:
     """Do what the module espnet2.bin.``name`` needs: register, or only guard its imports."""
-    from espnet_mpq.hosts.espnet import guards
+    from espnet_mpq.hosts.espnet.environment import espnet, nltk
 
     if needs_registration(name):
         from espnet_mpq.hosts.espnet.registry import register
 
         register()
     elif name in LIGHT_MODULES:
-        guards.check_host()
-        guards.offer_nltk_placeholders()
+        espnet.check_host()
+        nltk.offer_nltk_placeholders()
     else:
-        guards.prepare_host()
+        espnet.prepare_host()
 
 
 def run_module(module_name: str, arguments: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ def run_module(module_name: str, arguments: Sequence[str]) -> None:
     package, _, name = module_name.rpartition(".")
     is_host = package == "espnet2.bin"
     if is_host:
-        from espnet_mpq.hosts.espnet.guards import check_host
+        from espnet_mpq.hosts.espnet.environment.espnet import check_host
 
         check_host()
     try:

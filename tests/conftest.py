@@ -183,7 +183,7 @@ def tiny_lm(host, fp_exp):
 @pytest.fixture(scope="session")
 def packed_exp(fp_exp, tmp_path_factory) -> TinyExp:
     """`fp_exp` packed without training: 1, 2, 4 and 8 bits, float16 and row/cluster scales."""
-    from espnet_mpq.hosts.espnet.pack_experiment import pack_experiment
+    from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
     from espnet_mpq.packed.architecture import Architecture
     from espnet_mpq.plan import ClusterSpec, Plan
 

@@ -30,9 +30,9 @@ def main(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from espnet_mpq.lm.kernels import kernel_name
     from espnet_mpq.packed.format import load_packed
     from espnet_mpq.packed.receipt import format_receipt, receipt
+    from espnet_mpq.runtime.kernel_forms import kernel_name
 
     path = Path(args.dir)
     path = path / PACKED_FILE if path.is_dir() else path

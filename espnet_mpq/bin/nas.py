@@ -85,10 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Search, write the table, print the one-best plan; returns 0."""
     _check_options(args)
-    from espnet_mpq.bin.nas_result import format_result, make_table, open_search
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
-    from espnet_mpq.hosts.espnet.pack_experiment import check_output
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.pack import check_output
     from espnet_mpq.hosts.espnet.text import read_text
+    from espnet_mpq.planning.search_result import format_result, make_table, open_search
 
     user = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
@@ -182,7 +182,7 @@ def _options(args: argparse.Namespace, phase: str):
 def _split(args: argparse.Namespace) -> Dict[str, list]:
     """weights, heldout (pipelined) and valid: parts of the text, as (utt, sentence) pairs."""
     from espnet_mpq.hosts.espnet.text import read_text
-    from espnet_mpq.hosts.espnet.training_run import split_valid
+    from espnet_mpq.hosts.espnet.training.run import split_valid
 
     rest = read_text(args.text, args.text_format)
     if args.valid_text:
@@ -205,11 +205,11 @@ def _write_text(parts: Dict[str, list], folder: Path) -> None:
 
 def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> Dict[str, Path]:
     """Phase -> configuration for lm_train, in the order they are trained."""
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.nas_config import nas_settings
-    from espnet_mpq.hosts.espnet.train_config import to_yaml
+    from espnet_mpq.hosts.espnet.training.config import to_yaml
+    from espnet_mpq.hosts.espnet.training.nas_config import nas_settings
     from espnet_mpq.io import atomic_write
     from espnet_mpq.plan import budget_n_bytes
+    from espnet_mpq.planning.planner import Planner
 
     _options(args, "joint")  # its checks, before those of the budget
     planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
@@ -248,8 +248,8 @@ def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> D
 
 def _train(args, exp, user: dict, parts, configs: Dict[str, Path], folder: Path) -> Path:
     """The phases one after the other; returns the experiment with the architecture."""
-    from espnet_mpq.hosts.espnet.experiment import find_checkpoint
-    from espnet_mpq.hosts.espnet.training_run import train_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint
+    from espnet_mpq.hosts.espnet.training.run import train_lm
 
     found = init = None
     for phase, config in configs.items():

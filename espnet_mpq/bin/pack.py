@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Pack and print where, how large and at how many effective bits."""
-    from espnet_mpq.hosts.espnet.pack_experiment import PACKED_FILE, pack_experiment
+    from espnet_mpq.hosts.espnet.experiment.pack import PACKED_FILE, pack_experiment
     from espnet_mpq.packed.receipt import receipt
 
     packed = pack_experiment(

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Dict, Optional
 
-from espnet_mpq.bin.measuring import make_meter
 from espnet_mpq.bin.options import provenance, read_yaml
 from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
+from espnet_mpq.planning.measure import make_meter
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
@@ -59,11 +59,11 @@ def main(args: argparse.Namespace) -> int:
         from espnet_mpq.sensitivity.table import SensitivityTable
 
         table = SensitivityTable.read(args.sensitivity)
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
-    from espnet_mpq.hosts.espnet.train_config import to_yaml, train_settings
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.training.config import to_yaml, train_settings
     from espnet_mpq.io import atomic_write, token_list_sha256, write_json
     from espnet_mpq.plan import budget_n_bytes
+    from espnet_mpq.planning.planner import Planner
     from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
 
     exp = load_fp_lm(args.lm_exp, args.lm_file)

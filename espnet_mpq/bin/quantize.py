@@ -70,9 +70,9 @@ def main(args: argparse.Namespace) -> None:
     """Run all steps and print the receipt and the perplexities."""
     _check_options(args)
     from espnet_mpq.hosts.espnet import text as host_text
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
-    from espnet_mpq.hosts.espnet.pack_experiment import check_output
-    from espnet_mpq.hosts.espnet.training_run import split_valid, train_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.pack import check_output
+    from espnet_mpq.hosts.espnet.training.run import split_valid, train_lm
 
     work = Path(args.output) / "work"
     check_output(Path(args.output), [Path(args.lm_exp)])
@@ -150,8 +150,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _check_plan(args: argparse.Namespace, exp, user_options) -> None:
     """What would stop the later steps, said before the first: LM, grid, budget, train_config."""
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.train_config import train_settings
+    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.planning.planner import Planner
 
     planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
     smallest = planner.uniform(1)
@@ -176,9 +176,9 @@ def _step(title: str, words) -> None:
 
 def _report(args: argparse.Namespace, exp, valid, text_name: str) -> None:
     """The receipt, and the perplexity of fp and packed LM on the same sentences."""
-    from espnet_mpq.hosts.espnet import perplexity
     from espnet_mpq.hosts.espnet import text as host_text
-    from espnet_mpq.hosts.espnet.experiment import load_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_lm
+    from espnet_mpq.hosts.espnet.lm import perplexity
     from espnet_mpq.packed.receipt import format_receipt
 
     output = Path(args.output)

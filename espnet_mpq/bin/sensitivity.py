@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import random
 
-from espnet_mpq.bin.measuring import fill_curvature, fill_kl, report_curvature
 from espnet_mpq.bin.options import provenance
 from espnet_mpq.errors import InputError
+from espnet_mpq.planning.measure import fill_curvature, fill_kl, report_curvature
 
 METHODS = ("kl", "kl_printed", "hessian", "fisher")
 EXAMPLE = """example:
@@ -117,7 +117,7 @@ def measure_table(args: argparse.Namespace, output):
         InputError, MismatchError: as the readers, or the file is of another measurement.
     """
     from espnet_mpq.clusters import find_clusters
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.io import token_list_sha256
     from espnet_mpq.plan import ClusterSpec, Plan
     from espnet_mpq.sensitivity import table as tables

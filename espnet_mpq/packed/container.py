@@ -8,7 +8,7 @@ from typing import Dict, Mapping, Sequence, Tuple
 import torch
 
 from espnet_mpq.errors import FormatError
-from espnet_mpq.packed.layout import DTYPES, TensorSpec
+from espnet_mpq.packed.tensors import DTYPES, TensorSpec
 
 KEY = "espnet_mpq"
 PREFIX_N_BYTES = 8  # little-endian length of the header

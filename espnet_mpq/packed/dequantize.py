@@ -9,7 +9,7 @@ import torch
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.packed.bits import unpack_codes
 from espnet_mpq.packed.format import PackedModel
-from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
+from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.grid import make_grid
 

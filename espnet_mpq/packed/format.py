@@ -15,8 +15,8 @@ from espnet_mpq.io import atomic_write, sha256_bytes
 from espnet_mpq.packed import container
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.container import AGAIN, PREFIX_N_BYTES
-from espnet_mpq.packed.layout import DTYPES, TensorSpec, find_part, tensor_specs
 from espnet_mpq.packed.metadata import VERSION, check, header_bytes, header_n_bytes
+from espnet_mpq.packed.tensors import DTYPES, TensorSpec, find_part, tensor_specs
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.grid import make_grid
 

@@ -16,7 +16,7 @@ from espnet_mpq.packed.container import (
     header_json,
     round_up,
 )
-from espnet_mpq.packed.layout import SHARED, TensorSpec, cluster_tensors, tensor_specs
+from espnet_mpq.packed.tensors import SHARED, TensorSpec, cluster_tensors, tensor_specs
 from espnet_mpq.plan import ClusterSpec, Plan
 
 FORMAT = "espnet_mpq.packed"

@@ -12,7 +12,6 @@ from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import cluster_values
 from espnet_mpq.packed.format import PackedModel, tensor_hashes
-from espnet_mpq.packed.layout import codes_name, scales_name, tensor_specs, weight_name
 from espnet_mpq.packed.metadata import (
     build,
     format_error,
@@ -20,6 +19,7 @@ from espnet_mpq.packed.metadata import (
     special_ids,
     token_list_record,
 )
+from espnet_mpq.packed.tensors import codes_name, scales_name, tensor_specs, weight_name
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.fake_quant import ClusterProjection, project_cluster, project_model_tied
 

@@ -6,7 +6,7 @@ from math import prod
 from typing import Dict, List
 
 from espnet_mpq.packed.format import PackedModel
-from espnet_mpq.packed.layout import cluster_tensors
+from espnet_mpq.packed.tensors import cluster_tensors
 from espnet_mpq.plan import total_n_weights
 
 

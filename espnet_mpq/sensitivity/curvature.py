@@ -7,7 +7,7 @@ import math
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from espnet_mpq.errors import MismatchError
-from espnet_mpq.sensitivity.form import AGAIN, is_count, is_integer, is_list, is_number, need
+from espnet_mpq.fields import AGAIN, is_count, is_integer, is_list, is_number, need
 
 MIN_PROBES = 4  # fewer do not tell their own spread
 # A cluster with less than this share of all harm needs no relative precision of its own.

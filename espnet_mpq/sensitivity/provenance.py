@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Mapping, Tuple
 
+from espnet_mpq.fields import is_count, is_in, is_integer, is_list, is_text, need
 from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
-from espnet_mpq.sensitivity.form import is_count, is_in, is_integer, is_list, is_text, need
 
 PROBES = ("rademacher", "gaussian")
 TRACES = ("average", "plain")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError, near_matches
+from espnet_mpq.fields import is_in, is_number, need
 from espnet_mpq.io import read_json, write_json
 from espnet_mpq.sensitivity.curvature import Curvature
-from espnet_mpq.sensitivity.form import is_in, is_number, need
 from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, apart, check_provenance, short
 
 FORMAT = "espnet_mpq.sensitivity"

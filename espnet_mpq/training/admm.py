@@ -12,8 +12,7 @@ from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.attach import attach
 from espnet_mpq.training.finishing import Finishing
-from espnet_mpq.training.options import TABLE_PRIMAL, AdmmOptions
-from espnet_mpq.training.table import (
+from espnet_mpq.training.on_grid import (
     Mats,
     Table,
     coded_names,
@@ -22,6 +21,7 @@ from espnet_mpq.training.table import (
     share,
     stored_mats,
 )
+from espnet_mpq.training.options import TABLE_PRIMAL, AdmmOptions
 
 LOG = logging.getLogger("espnet_mpq")
 STATE_KEY = "mpq_admm"

@@ -6,7 +6,7 @@ from typing import Dict, List
 
 import torch
 
-from espnet_mpq.training.table import Mats, Table, level_of, spread_scale
+from espnet_mpq.training.on_grid import Mats, Table, level_of, spread_scale
 
 
 class Finishing:

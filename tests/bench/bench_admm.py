@@ -50,8 +50,8 @@ from espnet_mpq.clusters import find_clusters, get_mats, set_mats
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.distillation import kl_distillation
+from espnet_mpq.training.on_grid import project, project_lm
 from espnet_mpq.training.options import AdmmOptions
-from espnet_mpq.training.table import project, project_lm
 
 IGNORE, UNK = 0, 1
 

@@ -37,11 +37,11 @@ def mpq(*words) -> None:
 
 def perplexity(exp: Path, plan_file, sentences) -> float:
     """Of the LM of ``exp``, rounded as the plan says."""
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
-    from espnet_mpq.hosts.espnet.perplexity import measure
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.lm.perplexity import measure
     from espnet_mpq.hosts.espnet.text import tokenize
     from espnet_mpq.plan import Plan
-    from espnet_mpq.training.table import project_lm
+    from espnet_mpq.training.on_grid import project_lm
 
     opened = load_fp_lm(exp)
     if plan_file is not None:

@@ -127,8 +127,8 @@ def harms(table: dict) -> dict:
 
 
 def perplexity(exp: Path, part: str) -> float:
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
-    from espnet_mpq.hosts.espnet.perplexity import measure
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.lm.perplexity import measure
     from espnet_mpq.hosts.espnet.text import read_text, tokenize
 
     opened = load_fp_lm(exp)

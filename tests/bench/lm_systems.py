@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.timing import Step  # noqa: E402
 from packed_models import FloatRnn, uniform  # noqa: E402
 
-from espnet_mpq.lm.rnn import PackedRnn  # noqa: E402
 from espnet_mpq.packed.architecture import Architecture  # noqa: E402
 from espnet_mpq.packed.format import PackedModel  # noqa: E402
-from espnet_mpq.packed.layout import DTYPES, find_part, tensor_specs  # noqa: E402
+from espnet_mpq.packed.tensors import DTYPES, find_part, tensor_specs  # noqa: E402
 from espnet_mpq.plan import ClusterSpec, Plan  # noqa: E402
+from espnet_mpq.runtime.rnn_lm import PackedRnn  # noqa: E402
 
 HOST, FP32, INT8 = "ESPnet fp32", "torch fp32", "torch int8"
 IN_HOST = "2 bit, batch_score"
@@ -87,7 +87,7 @@ def host_lm(arch: Architecture, weights: dict):
 
 def packed_in_host(arch: Architecture, packed: PackedModel):
     """The packed LM as the host's searches see it."""
-    from espnet_mpq.hosts.espnet.lm_packed import MpqPackedRNNLM
+    from espnet_mpq.hosts.espnet.lm.packed_rnn import MpqPackedRNNLM
 
     lm = MpqPackedRNNLM(arch.vocab_size, packed.plan.to_dict(), arch.unit, arch.nhid, arch.nlayers)
     lm.load(packed)

@@ -26,7 +26,7 @@ PACKED_FILE, FP_FILE = "packed.safetensors", "valid.loss.best.pth"
 
 def prepare(arch: Architecture, work: Path) -> Dict[str, Path]:
     """Experiments "fp32" and "2 bit" (packed by `mpq pack`) of random weights, made once."""
-    from espnet_mpq.hosts.espnet.pack_experiment import pack_experiment
+    from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
 
     folder = work / f"lm_{arch.nlayers}x{arch.nhid}_{arch.vocab_size}"
     fp, packed = folder / "fp32", folder / "packed2"

@@ -106,7 +106,7 @@ def host_lm(arch: TransformerArchitecture):
 
 def packed_lm(arch: TransformerArchitecture, bits: int):
     """The packed LM as the host's searches see it."""
-    from espnet_mpq.hosts.espnet.lm_packed_transformer import MpqPackedTransformerLM
+    from espnet_mpq.hosts.espnet.lm.packed_transformer import MpqPackedTransformerLM
 
     packed = random_packed(arch, bits)
     lm = MpqPackedTransformerLM(arch.vocab_size, packed.plan.to_dict(), **arch.lm_conf())

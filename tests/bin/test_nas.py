@@ -29,8 +29,8 @@ def run(*words) -> int:
 
 
 def size_of(exp, choice):
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.planning.planner import Planner
 
     return Planner(load_fp_lm(exp.path), None).size(choice).n_bytes
 

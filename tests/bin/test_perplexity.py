@@ -12,8 +12,8 @@ import torch
 from espnet_mpq.bin import perplexity as command
 from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate.perplexity import perplexity
-from espnet_mpq.hosts.espnet.experiment import load_lm
-from espnet_mpq.hosts.espnet.perplexity import measure
+from espnet_mpq.hosts.espnet.experiment.opened import load_lm
+from espnet_mpq.hosts.espnet.lm.perplexity import measure
 from espnet_mpq.hosts.espnet.text import read_text, tokenize
 
 

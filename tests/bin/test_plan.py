@@ -40,8 +40,8 @@ def planned(fp_exp, table, tmp_path_factory):
 
 
 def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.planning.planner import Planner
     from espnet_mpq.sensitivity.table import SensitivityTable
 
     planner = Planner(load_fp_lm(fp_exp.path), SensitivityTable.read(table))
@@ -75,8 +75,8 @@ def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
 @pytest.mark.parametrize("tying", ["row", "model"])
 def test_allocation_is_the_brute_force_optimum_over_true_file_sizes(make_lm_exp, tmp_path, tying):
     """16 bits shorten the header by a tensor per cluster, which a few clusters feel."""
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.planning.planner import Planner
     from espnet_mpq.sensitivity.table import Entry, SensitivityTable
 
     conf = {"unit": 4, "nlayers": 1, "rnn_type": "gru", "tie_weights": True}

@@ -17,8 +17,8 @@ BITS = (1, 2, 4, 8)
 @pytest.fixture(scope="module")
 def planner(host, data_root, tmp_path_factory):
     """Planner of a plain recurrent LM of 2 x 48, trained by the host on 30,000 PTB words."""
-    from espnet_mpq.bin.planning import Planner
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.planning.planner import Planner
     from espnet_mpq.sensitivity.table import SensitivityTable
 
     torch.set_num_threads(1)  # a forked child must not meet the parent's thread pool
@@ -39,7 +39,7 @@ def planner(host, data_root, tmp_path_factory):
 def plans(planner, data_root):
     """Bits of every plan -> (bytes of its file, nll of 2,500 unseen words in nats/token)."""
     from espnet_mpq.clusters import get_mats, set_mats
-    from espnet_mpq.hosts.espnet.perplexity import measure
+    from espnet_mpq.hosts.espnet.lm.perplexity import measure
     from espnet_mpq.hosts.espnet.text import tokenize
     from espnet_mpq.plan import ClusterSpec
     from espnet_mpq.quant.fake_quant import project_cluster

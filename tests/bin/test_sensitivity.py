@@ -118,7 +118,7 @@ def probed(request, fp_exp, text_file, tmp_path_factory):
 
 def test_traces_give_a_complete_table(probed, fp_exp):
     from espnet_mpq.clusters import find_clusters, get_mats
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.plan import ClusterSpec
     from espnet_mpq.quant.fake_quant import project_cluster
 

@@ -9,9 +9,9 @@ import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import reference
-from espnet_mpq.lm.kernels import make_lstm, make_matrix
-from espnet_mpq.packed.layout import codes_name, scales_name, weight_name
+from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.runtime.kernel_forms import make_lstm, make_matrix
 
 from packed_models import architecture, mixed, packed_model  # isort: skip
 

@@ -13,7 +13,7 @@ from espnet_mpq.kernels.reference import (
 )
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import dequantize_part
-from espnet_mpq.packed.layout import codes_name, scales_name
+from espnet_mpq.packed.tensors import codes_name, scales_name
 from espnet_mpq.quant.grid import make_grid
 
 from packed_models import SPECS, architecture, packed_model, uniform  # isort: skip

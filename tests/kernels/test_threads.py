@@ -14,8 +14,8 @@ import torch
 
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.linear import KernelMatrix
-from espnet_mpq.lm.rnn import PackedRnn
 from espnet_mpq.plan import ClusterSpec
+from espnet_mpq.runtime.rnn_lm import PackedRnn
 
 from packed_models import architecture, mixed, packed_model, uniform  # isort: skip
 

@@ -17,8 +17,8 @@ from espnet_mpq.packed import metadata
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import dequantize
 from espnet_mpq.packed.format import PackedModel, load_packed, tensor_hashes, to_bytes
-from espnet_mpq.packed.layout import DTYPES, find_part
 from espnet_mpq.packed.metadata import build, format_error, special_ids, token_list_record
+from espnet_mpq.packed.tensors import DTYPES, find_part
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 

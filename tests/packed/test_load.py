@@ -10,12 +10,12 @@ import torch
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError, MpqError
 from espnet_mpq.io import token_list_sha256
-from espnet_mpq.lm.rnn import PackedRnn
 from espnet_mpq.packed.container import canonical_json
 from espnet_mpq.packed.format import PackedModel, from_bytes, tensor_hashes, to_bytes
 from espnet_mpq.packed.load import load_into
 from espnet_mpq.packed.metadata import header_bytes, self_hash
 from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.runtime.rnn_lm import PackedRnn
 
 from packed_models import architecture, mixed, packed_model, tokens, uniform  # isort: skip
 

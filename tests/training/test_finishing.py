@@ -9,8 +9,8 @@ from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.finishing import Finishing
+from espnet_mpq.training.on_grid import project
 from espnet_mpq.training.options import AdmmOptions
-from espnet_mpq.training.table import project
 
 
 def table_of(lm, **spec):

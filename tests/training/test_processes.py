@@ -9,8 +9,8 @@ import torch
 from espnet_mpq.clusters import find_clusters
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.training import admm
+from espnet_mpq.training.on_grid import Table, project, share
 from espnet_mpq.training.options import AdmmOptions
-from espnet_mpq.training.table import Table, project, share
 
 
 def noisy(mats, plan, **options):

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Optional, Union
 
 from espnet_mpq.errors import HostError, InputError, MismatchError
-from espnet_mpq.hosts.espnet.guards import check_host, prepare_host
+from espnet_mpq.hosts.espnet.environment.espnet import check_host, prepare_host
 
 LOG = logging.getLogger("espnet_mpq")
 # Host choice -> (module beside this one, class). Keys are lower case, as the host compares them.
 LM_CLASSES = {
-    "mpq_seq_rnn": ("lm_rnn", "MpqSequentialRNNLM"),
-    "mpq_transformer": ("lm_transformer", "MpqTransformerLM"),
-    "mpq_nas_seq_rnn": ("lm_nas", "MpqNasSequentialRNNLM"),
-    "mpq_nas_transformer": ("lm_nas", "MpqNasTransformerLM"),
-    "mpq_packed_rnn": ("lm_packed", "MpqPackedRNNLM"),
-    "mpq_packed_transformer": ("lm_packed_transformer", "MpqPackedTransformerLM"),
+    "mpq_seq_rnn": ("lm.rnn", "MpqSequentialRNNLM"),
+    "mpq_transformer": ("lm.transformer", "MpqTransformerLM"),
+    "mpq_nas_seq_rnn": ("lm.nas", "MpqNasSequentialRNNLM"),
+    "mpq_nas_transformer": ("lm.nas", "MpqNasTransformerLM"),
+    "mpq_packed_rnn": ("lm.packed_rnn", "MpqPackedRNNLM"),
+    "mpq_packed_transformer": ("lm.packed_transformer", "MpqPackedTransformerLM"),
 }
 PACKED = "mpq_packed"  # how the LMs begin that run packed files
-MODEL_CLASSES = {"mpq_lm": ("model", "MpqLanguageModel")}
-TRAINER = ("trainer", "MpqTrainer")
+MODEL_CLASSES = {"mpq_lm": ("lm.model", "MpqLanguageModel")}
+TRAINER = ("training.trainer", "MpqTrainer")
 # What we rely on in espnet2.tasks.lm: dotted attribute -> what it is for.
 NEEDED = {
     "lm_choices.classes": "the list of LM classes (--lm)",

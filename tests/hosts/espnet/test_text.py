@@ -21,7 +21,7 @@ def text(host):
 
 @pytest.fixture(scope="module")
 def exp(host, fp_exp):
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
 
     return load_fp_lm(fp_exp.path)
 
@@ -166,7 +166,7 @@ def test_sample_keeps_whole_sentences_and_order(text, exp, tiny_text):
 
 
 def test_word_tokens(text, make_lm_exp, tmp_path):
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
 
     tokens = ["<blank>", "<unk>", "the", "cat", "sees", "<sos/eos>"]
     made = make_lm_exp(tmp_path / "word", token_list=tokens, n_steps=0, keep_nbest_models=1)
@@ -179,7 +179,7 @@ def test_word_tokens(text, make_lm_exp, tmp_path):
 
 def test_bpe_model_is_found_or_searched_aloud(text, make_lm_exp, tmp_path, tiny_text, monkeypatch):
     spm = pytest.importorskip("sentencepiece")
-    from espnet_mpq.hosts.espnet.experiment import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
 
     corpus = write(tmp_path / "corpus", "\n".join(tiny_text))
     prefix = tmp_path / "recipe" / "data" / "bpe" / "bpe"

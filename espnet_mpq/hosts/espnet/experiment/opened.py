@@ -1,0 +1,194 @@
+"""Opens an LM experiment directory of the host (config.yaml + checkpoint), strictly checked."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Optional, Union
+
+from espnet_mpq.errors import InputError, MismatchError, MpqError, near_matches
+from espnet_mpq.hosts.espnet.experiment.config_file import (
+    check_keys,
+    check_sizes,
+    find_config,
+    listing,
+    read_config,
+)
+from espnet_mpq.hosts.espnet.registry import register
+
+PACKED_FILE = "packed.safetensors"
+# Tried in this order when no file is named; the host's recipes use the first two.
+CHECKPOINTS = (PACKED_FILE, "valid.loss.best.pth", "valid.loss.ave.pth", "valid.acc.best.pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An opened LM experiment.
+
+    Attributes:
+        model: the host's ESPnetLanguageModel in eval mode, on the CPU.
+        lm: model.lm.
+        args: the training options of config.yaml.
+        config, checkpoint: the files read.
+        token_list: tokens by id.
+    """
+
+    model: object
+    lm: object
+    args: argparse.Namespace
+    config: Path
+    checkpoint: Path
+    token_list: list
+
+    @property
+    def special_ids(self) -> dict:
+        """Ids of blank, unk (None when the list has none), sos and eos (the last id)."""
+        last = len(self.token_list) - 1
+        unk = self.token_list.index("<unk>") if "<unk>" in self.token_list else None
+        return {"blank": 0, "unk": unk, "sos": last, "eos": last}
+
+    @property
+    def is_packed(self) -> bool:
+        return self.checkpoint.suffix == ".safetensors"
+
+
+FpExperiment = Experiment
+
+
+def load_fp_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
+    """Open an experiment with float weights (fp or quantized LM).
+
+    Raises:
+        InputError: the folder, config.yaml or checkpoint is missing or unreadable.
+        MismatchError: the checkpoint is not of this LM, or the directory holds a packed LM.
+        HostError: no suitable ESPnet.
+    """
+    exp = load_lm(lm_exp, lm_file)
+    if exp.is_packed:
+        raise MismatchError(
+            f"{lm_exp} holds a packed LM",
+            found=exp.checkpoint.name,
+            expected="an LM with float weights (config.yaml + valid.loss.best.pth)",
+            todo="give the experiment it was packed from",
+        )
+    return exp
+
+
+def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
+    """Open an fp, quantized or packed experiment; errors as `load_fp_lm`.
+
+    ``lm_file`` is a name inside ``lm_exp`` or a path; default: the packed file if there is
+    one, else valid.loss.best.pth, valid.loss.ave.pth or the only other checkpoint.
+    """
+    folder = Path(lm_exp)
+    config = find_config(folder)
+    checkpoint = find_checkpoint(folder, lm_file)
+    register()
+    from espnet2.tasks.lm import LMTask, lm_choices, model_choices
+
+    settings = read_config(config)
+    for option, choices in (("lm", lm_choices), ("model", model_choices)):
+        choice = settings.get(option, "lm")
+        if choice.lower() not in choices.classes:
+            raise InputError(
+                f"{config} names an unknown {option} class",
+                found=f"{option}: {choice}",
+                todo=near_matches(choice, choices.classes),
+            )
+        conf = settings.get(f"{option}_conf", {})
+        check_keys(config, f"{option}_conf", conf, choices.classes[choice.lower()])
+    check_sizes(config, settings)
+    if checkpoint.suffix == ".safetensors":
+        model, args = LMTask.build_model_from_file(str(config), str(checkpoint), "cpu")
+    else:
+        args = argparse.Namespace(**settings)
+        try:
+            model = LMTask.build_model(args)
+        except MpqError:  # the plugin's own LM, a bad plan for example
+            raise
+        except Exception as error:  # whatever the host raises for odd values, assert included
+            raise InputError(
+                f"the LM of {config} cannot be built",
+                found=f"{type(error).__name__}: {error}",
+                expected="an LM configuration of the host (config.yaml in an LM's exp folder)",
+            ) from error
+        load_strictly(model, checkpoint)
+    model.eval()
+    return Experiment(model, model.lm, args, config, checkpoint, list(args.token_list))
+
+
+def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
+    """Return the checkpoint of an experiment or raise InputError that lists what is there."""
+    if lm_file is not None:
+        for path in (folder / lm_file, Path(lm_file)):
+            if path.is_file():
+                return path
+        raise InputError(f"there is no {folder / lm_file}", found=listing(folder))
+    for name in CHECKPOINTS:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
+    if len(others) == 1:
+        return others[0]
+    raise InputError(
+        f"{folder} has no {CHECKPOINTS[1]}",
+        found=listing(folder),
+        todo="name the checkpoint with --lm_file",
+    )
+
+
+def read_state(checkpoint: Path):
+    """What a checkpoint of the host holds, read without pickle's objects, unchecked.
+
+    Raises:
+        InputError: the file is damaged or holds other things than weights.
+    """
+    import torch
+
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and EOF errors, by torch version
+        raise InputError(
+            f"{checkpoint} cannot be read as a checkpoint",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            expected="a file of weights that lm_train saved (valid.loss.best.pth, 5epoch.pth)",
+        ) from error
+    if isinstance(state, dict) and "module" in state:  # written by deepspeed
+        state = state["module"]
+    return state
+
+
+def load_strictly(model, checkpoint: Path) -> None:
+    """Load a state dict and refuse missing, unknown or misshapen tensors (the host does not).
+
+    Raises:
+        InputError: the file is damaged; MismatchError: it is not of this model.
+    """
+    state = read_state(checkpoint)
+    wanted = model.state_dict()
+    if not isinstance(state, dict) or not any(k in wanted for k in state):
+        raise MismatchError(
+            f"{checkpoint} holds no weight of this LM",
+            found=", ".join(list(state)[:4]) if isinstance(state, dict) else type(state).__name__,
+            expected=", ".join(list(wanted)[:4]),
+            todo="give the checkpoint of this experiment",
+        )
+    missing = [k for k in wanted if k not in state]
+    unknown = [k for k in state if k not in wanted]
+    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if shapes:
+        name = shapes[0]
+        raise MismatchError(
+            f"{checkpoint} does not fit its config.yaml: {name}",
+            found=tuple(state[name].shape),
+            expected=tuple(wanted[name].shape),
+            todo="use the config.yaml and checkpoint of one experiment",
+        )
+    if missing or unknown:
+        raise MismatchError(
+            f"{checkpoint} does not fit its config.yaml",
+            found=f"missing {missing[:4] or 'nothing'}, unknown {unknown[:4] or 'nothing'}",
+            todo="use the config.yaml and checkpoint of one experiment",
+        )
+    model.load_state_dict(state)

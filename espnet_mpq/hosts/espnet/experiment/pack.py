@@ -1,0 +1,213 @@
+"""Packs an LM experiment of the host into a directory that is an LM experiment again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+
+from espnet_mpq import __version__
+from espnet_mpq.errors import MismatchError, PlanError
+from espnet_mpq.hosts.espnet.experiment.config_file import find_config, read_config
+from espnet_mpq.hosts.espnet.experiment.directory import (
+    PACKED_FILE,
+    check_output,
+    replaced_directory,
+)
+from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint, read_state
+from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
+from espnet_mpq.packed.architecture import FAMILIES, Architecture
+from espnet_mpq.packed.format import PackedModel, save_packed
+from espnet_mpq.packed.pack import pack_lm, rounded_clusters
+from espnet_mpq.packed.receipt import receipt
+from espnet_mpq.plan import Plan
+
+LOG = logging.getLogger("espnet_mpq")
+PREFIX = "lm."  # ESPnetLanguageModel keeps the LM under this attribute
+FLOAT_LMS = tuple(name for family in FAMILIES for name in family.FLOAT_LMS)
+
+
+def pack_experiment(
+    lm_exp: Union[str, Path],
+    output_dir: Union[str, Path],
+    *,
+    lm_file: Optional[str] = None,
+    plan: Union[str, Path, Plan, None] = None,
+    fp_exp: Union[str, Path, None] = None,
+    fp_file: Optional[str] = None,
+    command: str = "",
+) -> PackedModel:
+    """Write packed.safetensors, config.yaml, images/ and receipt.json; needs no ESPnet.
+
+    Args:
+        lm_exp: a quantized LM (its plan stands in lm_conf) or, with ``plan``, an fp LM.
+        plan: a plan file or Plan, in place of the one in lm_conf.
+        fp_exp: the fp LM that the receipt's relative errors compare with.
+        command: the command line, recorded in the file.
+
+    Raises:
+        InputError: a file is missing or unreadable, or the output cannot be written; then the
+            output directory is as it was before.
+        PlanError: no plan, or one that does not fit the LM.
+        MismatchError: config, checkpoint and fp LM do not belong together.
+    """
+    output_dir = Path(output_dir).resolve()
+    # File names on the command line need not be UTF-8.
+    command = command.encode("utf-8", "replace").decode("utf-8")
+    config_path, checkpoint, config = _open(lm_exp, lm_file)
+    check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
+    token_list = config["token_list"]
+    architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list), config["lm"])
+    chosen = _choose_plan(plan, config, config_path)
+    chosen.check(architecture.clusters())
+    weights = read_weights(checkpoint)
+    source = {
+        "tool_version": __version__,
+        "command": command,
+        "config_sha256": sha256_file(config_path),
+        "checkpoint_sha256": sha256_file(checkpoint),
+        **_plan_source(chosen, token_list),
+    }
+    fp_weights = None
+    if fp_exp is not None:
+        _, fp_checkpoint, _ = _open(fp_exp, fp_file)
+        fp_weights = read_weights(fp_checkpoint)
+        source["fp_checkpoint_sha256"] = sha256_file(fp_checkpoint)
+    packed = pack_lm(
+        weights, architecture, chosen, token_list, source=source, fp_weights=fp_weights
+    )
+    rounded = rounded_clusters(packed, weights)
+    if plan is None and rounded:
+        worst = max(rounded, key=rounded.get)
+        LOG.warning(
+            "%d clusters of %s are not on the grid of its plan and were rounded; worst: %s, "
+            "squared relative error %.2g",
+            len(rounded),
+            checkpoint,
+            worst,
+            rounded[worst],
+        )
+    with replaced_directory(output_dir) as folder:
+        save_packed(folder / PACKED_FILE, packed)
+        _write_config(folder / "config.yaml", config, architecture, chosen)
+        write_json(folder / "receipt.json", {**receipt(packed), "command": command})
+        _copy_folder(Path(lm_exp) / "images", folder / "images")
+        (folder / "images").mkdir(exist_ok=True)  # the host's pack stage wants it
+        perplexity = Path(lm_exp) / "perplexity_test"
+        if not rounded and (perplexity / "ppl").is_file():  # measured on the very same weights
+            _copy_folder(perplexity, folder / "perplexity_test")
+    _copy_tokenizer(config, Path(lm_exp), Path(output_dir))
+    return packed
+
+
+def _copy_tokenizer(config: dict, source: Path, folder: Path) -> None:
+    """Tokenizer files that lie beside config.yaml, where perplexity looks for them, go along."""
+    for option in ("bpemodel", "non_linguistic_symbols"):
+        name = Path(config.get(option) or "")
+        if name.name and (source / name.name).is_file() and not (folder / name.name).exists():
+            shutil.copyfile(source / name.name, folder / name.name)
+
+
+def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
+    """The LM's tensors of a host checkpoint, without the prefix "lm.".
+
+    Raises:
+        InputError: the file is damaged; MismatchError: it is not the state dict of an LM.
+    """
+    state = read_state(checkpoint)
+    names = list(state) if isinstance(state, dict) else []
+    if not names or not all(str(name).startswith(PREFIX) for name in names):
+        raise MismatchError(
+            f"{checkpoint} is not the state of a language model",
+            found=", ".join(map(str, names[:4])) or type(state).__name__,
+            expected=f"names that start with {PREFIX}",
+            todo="give valid.loss.best.pth of an LM experiment",
+        )
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise MismatchError(
+                f"{checkpoint}: {name} is no weight",
+                found=value.dtype if isinstance(value, torch.Tensor) else type(value).__name__,
+                expected="a tensor of floating-point numbers",
+                todo="give valid.loss.best.pth of an LM experiment",
+            )
+    return {name[len(PREFIX) :]: tensor for name, tensor in state.items()}
+
+
+def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
+    folder = Path(lm_exp)
+    config_path = find_config(folder)
+    config = read_config(config_path)
+    checkpoint = find_checkpoint(folder, lm_file)
+    choice = str(config["lm"]).lower()
+    if choice.startswith("mpq_packed") or checkpoint.suffix == ".safetensors":
+        raise MismatchError(
+            f"{folder} is packed already",
+            found=f"lm: {choice}, {checkpoint.name}",
+            expected="an LM with float weights",
+            todo="give the experiment it was packed from",
+        )
+    if choice not in FLOAT_LMS:
+        raise MismatchError(
+            f"{config_path} describes an LM that cannot be packed",
+            found=f"lm: {choice}",
+            expected="one of " + ", ".join(FLOAT_LMS),
+        )
+    return config_path, checkpoint, config
+
+
+def _choose_plan(plan, config: dict, config_path: Path) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if plan is not None:
+        return Plan.read(plan)
+    inline = config["lm_conf"].get("plan")
+    if inline is None:
+        raise PlanError(
+            f"{config_path} has no plan in lm_conf: this is an fp LM",
+            todo="give a plan with --plan plan.json (made by `mpq plan`), or pack the LM that "
+            "was trained with one",
+        )
+    return Plan.from_dict(inline)
+
+
+def _plan_source(plan: Plan, token_list: Sequence[str]) -> Dict[str, Union[str, int]]:
+    """What the plan was made from (Plan.source), with names that tell it from the packed LM."""
+    from espnet_mpq.packed.container import canonical_json
+
+    facts = plan.source()
+    if "checkpoint_sha256" in facts:
+        facts["fp_checkpoint_sha256"] = facts.pop("checkpoint_sha256")
+    # The metadata has it already, and the room that is reserved in the header is limited.
+    if facts.get("token_list_sha256") == token_list_sha256(token_list):
+        del facts["token_list_sha256"]
+    digest = sha256_bytes(canonical_json(plan.to_dict(provenance=False)).encode("utf-8"))
+    return {**facts, "plan_sha256": digest}
+
+
+def _write_config(path: Path, config: Mapping, architecture: Architecture, plan: Plan) -> None:
+    """The source's config.yaml with the packed LM in place of the float one."""
+    import yaml
+
+    from espnet_mpq.io import atomic_write
+
+    new = {key: value for key, value in config.items() if not key.startswith("mpq_")}
+    new["lm"] = architecture.PACKED_LM
+    new["lm_conf"] = {**architecture.lm_conf(), "plan": plan.to_dict(provenance=False)}
+    conf = config.get("model_conf") or {}
+    new["model"] = "lm"
+    new["model_conf"] = {k: v for k, v in conf.items() if k in ("ignore_id",)}
+    new["init"] = None  # would overwrite weights
+    new["init_param"] = []
+    atomic_write(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for path in sorted(source.iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)

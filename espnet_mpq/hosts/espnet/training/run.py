@@ -1,0 +1,204 @@
+"""Runs the host's lm_train on text that belongs to no recipe; resumes, logs into one folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Collection, Dict, List, Optional, Sequence, Tuple, Union
+
+from espnet_mpq.errors import InputError, MpqError
+from espnet_mpq.hosts.espnet.experiment.opened import Experiment
+from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.hosts.espnet.text import find_tokenizer_files, tokenize
+from espnet_mpq.io import atomic_write, sha256_bytes, sha256_file
+
+LOG = logging.getLogger("espnet_mpq")
+Sentences = Sequence[Tuple[str, str]]
+BATCH_TOKENS = 1600  # predicted tokens of one update
+VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
+
+
+def split_valid(
+    sentences: Sentences, seed: int, most: int = VALID_MAX_SENTENCES
+) -> Tuple[list, list]:
+    """(train, valid): 5 % of the sentences, at most ``most``, at least one, are held out."""
+    if len(sentences) < 2:
+        raise InputError(
+            "the text has one sentence", expected="more, or a text of its own with --valid_text"
+        )
+    order = list(range(len(sentences)))
+    random.Random(seed).shuffle(order)
+    n_valid = min(max(1, int(VALID_FRACTION * len(order))), most)
+    held = set(order[:n_valid])
+    train = [s for i, s in enumerate(sentences) if i not in held]
+    return train, [s for i, s in enumerate(sentences) if i in held]
+
+
+def train_lm(
+    exp: Experiment,
+    config: Union[str, Path],
+    train: Sentences,
+    valid: Sentences,
+    folder: Union[str, Path],
+    *,
+    init: Optional[Path] = None,
+    keep: Collection[str] = (),
+    max_epoch: Optional[int] = None,
+    epoch_tokens: Optional[int] = None,
+    ngpu: int = 0,
+    seed: int = 0,
+) -> Path:
+    """Train with a ready --config from the checkpoint of ``exp``; goes on after a kill.
+
+    Args:
+        exp: the fp LM; its token list and tokenizer are used.
+        config: a training config of the host (train_lm_mpq.yaml of `mpq plan`). Its batches,
+            accumulation and seed are replaced: they were made for the fp LM's data.
+        train, valid: (utt, text) pairs.
+        folder: gets data/, exp/ (an LM experiment of the host) and train.log. A finished or
+            interrupted run on the same inputs is taken up; one on others is set aside.
+        init: the checkpoint to start from; default: that of ``exp``.
+        keep: options of ``config`` that the user chose, not to be replaced.
+        epoch_tokens: tokens per epoch; None or more than there are: the whole text.
+
+    Returns:
+        The experiment folder.
+
+    Raises:
+        InputError: a sentence file cannot be made, or the host stopped with an error.
+    """
+    register()
+    from espnet2.tasks.lm import LMTask
+
+    folder = Path(folder).resolve()
+    data, output = folder / "data", folder / "exp"
+    atomic_write(data / "tokens.txt", "".join(f"{token}\n" for token in exp.token_list))
+    tokenizer = find_tokenizer_files(exp.args, str(exp.config))
+    words = ["--token_list", str(data / "tokens.txt"), *_tokenizer_options(exp, tokenizer)]
+    n_tokens = {}
+    for name, sentences in (("train", train), ("valid", valid)):
+        n_tokens[name] = _write_set(exp, sentences, data / name)
+        words += [f"--{name}_data_path_and_name_and_type", f"{data / name / 'text'},text,text"]
+        words += [f"--{name}_shape_file", str(data / name / "shape")]
+    settings = _settings(n_tokens["train"], keep, max_epoch, epoch_tokens, seed)
+    init = exp.checkpoint if init is None else Path(init)
+    files = [init, *tokenizer.values(), *sorted(data.rglob("*"))]
+    _set_aside_other_run(folder, output, config, settings, files)
+    words += [w for name, value in settings.items() for w in (f"--{name}", str(value))]
+    words += ["--config", str(config), "--output_dir", str(output), "--resume", "true"]
+    words += ["--init_param", str(init.resolve()), "--ngpu", str(ngpu)]
+    log = folder / "train.log"
+    with _log_file(log):
+        try:
+            LMTask.main(cmd=words)
+        except MpqError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the host, torch or the disk say
+            first = " ".join(str(error).split())[:200]
+            raise InputError(
+                "the training stopped",
+                found=f"{type(error).__name__}: {first}",
+                todo=f"see the end of {log}; the same command goes on from the last checkpoint",
+            ) from error
+    return output
+
+
+def _settings(n_tokens: int, keep, max_epoch, epoch_tokens, seed: int) -> Dict[str, object]:
+    """Options of the host that fit these texts, but for those in ``keep``."""
+    settings = {"batch_type": "numel", "batch_bins": BATCH_TOKENS}
+    if any(name.startswith("batch_") for name in keep):
+        settings = {}
+    if not any(name.startswith("valid_batch_") for name in keep):
+        settings.update(valid_batch_type="numel", valid_batch_bins=4 * BATCH_TOKENS)
+    n_iters = "none"
+    if epoch_tokens is not None and epoch_tokens < n_tokens:
+        n_iters = max(1, epoch_tokens // BATCH_TOKENS)
+    ours = {"accum_grad": 1, "num_iters_per_epoch": n_iters, "seed": seed}
+    settings.update({name: value for name, value in ours.items() if name not in keep})
+    if max_epoch is not None:
+        settings["max_epoch"] = max_epoch
+    return settings
+
+
+def _tokenizer_options(exp: Experiment, files: Dict[str, str]) -> List[str]:
+    """The text options of the fp LM, as command line words."""
+    options = {
+        name: getattr(exp.args, name, None)
+        for name in ("token_type", "bpemodel", "cleaner", "g2p", "non_linguistic_symbols")
+    }
+    options.update(files)
+    return [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]
+
+
+def _write_set(exp: Experiment, sentences: Sentences, folder: Path) -> int:
+    """`utt text` lines and the shape file that the host's batch sampler reads; total tokens."""
+    text = tokenize(exp, sentences)
+    kept = [(s, len(ids)) for s, ids in zip(sentences, text.ids) if len(ids)]
+    if not kept:
+        raise InputError(f"{folder.name} text: no sentence has a token")
+    atomic_write(folder / "text", "".join(f"{utt} {line}\n" for (utt, line), _ in kept))
+    atomic_write(folder / "shape", "".join(f"{utt} {n}\n" for (utt, _), n in kept))
+    return sum(n + 1 for _, n in kept)
+
+
+def _set_aside_other_run(folder: Path, output: Path, config, settings: dict, files) -> None:
+    """Move a run that had other inputs aside, and back when its inputs are given again.
+
+    Nothing is deleted; a run is set aside under the first digits of the hash of its inputs.
+    """
+    import yaml
+
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # comments do not count
+    hashes = [sha256_file(f) for f in files if Path(f).is_file()]
+    key = sha256_bytes(json.dumps([options, settings, hashes], sort_keys=True).encode())
+    mark = folder / "inputs.sha256"
+    if output.exists() and (not mark.is_file() or mark.read_text().strip() != key):
+        old = folder / f"exp.{mark.read_text().strip()[:12] if mark.is_file() else 'old'}"
+        while old.exists():
+            old = old.with_name(old.name + "+")
+        output.rename(old)
+        LOG.warning("%s was trained on other inputs or options: moved to %s", output, old.name)
+        mark.unlink(missing_ok=True)
+    mine = folder / f"exp.{key[:12]}"
+    if mine.is_dir() and not output.exists():
+        mine.rename(output)
+        LOG.warning("%s, trained on these inputs before, is taken up again", mine)
+    atomic_write(mark, key + "\n")
+
+
+@contextmanager
+def _log_file(path: Path):
+    """The host's log goes to a file; the result line of every epoch also to the terminal."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s (%(module)s:%(lineno)d) %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.addFilter(lambda record: "epoch results" in record.getMessage())
+    terminal.setFormatter(_EpochLine())
+    # With handlers on the root logger the host's logging.basicConfig does nothing.
+    root.handlers = [file, terminal]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers = before
+        root.setLevel(level)
+        file.close()
+
+
+class _EpochLine(logging.Formatter):
+    """"3epoch results: [train] ... [valid] loss=4.1, ppl=60.2, ..." -> a short line."""
+
+    KEYS = ("loss", "ppl", "admm_primal", "admm_gamma", "nas_n_bytes", "nas_temperature", "time")
+
+    def format(self, record) -> str:
+        message = record.getMessage()
+        epoch = message.split("epoch results", 1)[0].split()[-1]
+        valid = message.split("[valid]", 1)[-1].split("[", 1)[0]
+        values = [v.strip() for v in valid.split(",")]
+        shown = [v for v in values if v.split("=")[0] in self.KEYS]
+        return f"mpq: epoch {epoch}, quantized LM on the valid text: " + ", ".join(shown)

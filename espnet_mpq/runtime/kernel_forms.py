@@ -1,0 +1,107 @@
+"""Which packed LMs the CPU kernels can run, and the kernel form of one that they can."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Sequence
+
+import torch
+
+from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.kernels import dispatch
+from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.lstm import KernelLstm
+from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
+from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.quant.grid import make_grid
+
+MOST_COLS = 65536
+
+
+def why_not(architecture: Architecture, plan: Plan) -> str:
+    """Why the kernels cannot run an LM, so that the reference does; empty when they can."""
+    if getattr(architecture, "rnn_type", "lstm") != "lstm":
+        return f"no kernels for {architecture.rnn_type}"
+    clusters = architecture.clusters()
+    if max(part.cols for cluster in clusters for part in cluster.parts) > MOST_COLS:
+        return f"more than {MOST_COLS} columns"
+    return ""
+
+
+def kernel_name(architecture: Architecture, plan: Plan) -> str:
+    """The kernel that would run an LM here, with the reason when it is the reference."""
+    path = dispatch.choose()
+    reason = why_not(architecture, plan) if path != dispatch.REFERENCE else ""
+    if reason:
+        return f"{dispatch.REFERENCE} ({reason})"
+    if path == dispatch.REFERENCE and dispatch.library() is None:
+        return f"{path} ({dispatch.why_no_library()})"
+    return path
+
+
+def stored_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
+    """The tensor of the packed file that holds the codes or weights of a part."""
+    return (weight_name if spec.bits >= 16 else codes_name)(cluster, part)
+
+
+def make_matrix(
+    tensor: Callable[[str], torch.Tensor],
+    cluster: Cluster,
+    parts: Sequence[Part],
+    spec: ClusterSpec,
+) -> KernelMatrix:
+    """The kernel form of parts of one cluster, of any bits and tying.
+
+    Args:
+        tensor: gives a tensor of the packed file by its name there (CPU).
+        parts: of one width; their rows are stacked.
+
+    Raises:
+        InputError: no library, or more than MOST_COLS columns.
+    """
+    stored = torch.cat([tensor(stored_name(cluster, part, spec)) for part in parts])
+    if spec.bits >= 16:
+        return KernelMatrix(stored)
+    levels = make_grid(spec.grid, spec.bits).levels_tensor()
+    # One scale for a whole cluster or model is one tensor, whatever the part.
+    names = dict.fromkeys(scales_name(cluster, part, spec) for part in parts)
+    scales = torch.cat([tensor(name) for name in names])
+    return KernelMatrix(stored, scales, levels, spec.bits, parts[0].cols, spec.group_size)
+
+
+def make_lstm(
+    architecture: Architecture,
+    matrix: Callable[[Cluster, Sequence[Part]], KernelMatrix],
+    tensor: Callable[[str], torch.Tensor],
+) -> KernelLstm:
+    """The kernel form of a packed LSTM LM.
+
+    Args:
+        matrix: gives the kernel form of parts of a cluster.
+        tensor: gives a tensor of the packed file by its name there (CPU).
+
+    Raises:
+        InputError: the kernels cannot take it; ask why_not first.
+    """
+    found = {
+        cluster.name: [matrix(cluster, [part]) for part in cluster.parts]
+        for cluster in architecture.clusters()
+    }
+    matrices, biases, nhid = [], [], architecture.nhid
+    for layer in range(architecture.nlayers):
+        gates = [found[f"rnn.l{layer}.{gate}"] for gate in "ifgo"]
+        matrices += [gate[0] for gate in gates] + [gate[1] for gate in gates]
+        bias = tensor(f"rnn.bias_ih_l{layer}") + tensor(f"rnn.bias_hh_l{layer}")
+        biases += list(bias.split(nhid))
+    embedding = found["embedding"][0]
+    matrices.append(found["output"][0] if "output" in found else embedding)
+    biases.append(tensor("decoder.bias"))
+    return KernelLstm(embedding, matrices, biases)
+
+
+def runnable(architecture: Architecture, plan: Plan, device: torch.device, dtype) -> Optional[str]:
+    """The path on which the kernels run an LM of this device and dtype; None: the reference."""
+    path = dispatch.choose()
+    if path == dispatch.REFERENCE or device.type != "cpu" or dtype != torch.float32:
+        return None
+    return None if why_not(architecture, plan) else path

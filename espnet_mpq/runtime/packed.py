@@ -1,0 +1,197 @@
+"""What every runtime of a packed LM is made of: the tensors of the file as buffers, and no more."""
+
+from __future__ import annotations
+
+from typing import Dict, NamedTuple, Sequence, Tuple
+
+import torch
+
+from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.reference import dequantize_linear
+from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.format import PackedModel
+from espnet_mpq.packed.load import check_model
+from espnet_mpq.packed.tensors import DTYPES, codes_name, scales_name, tensor_specs, weight_name
+from espnet_mpq.plan import Plan
+from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.runtime.kernel_forms import make_matrix, stored_name
+
+
+class _Held(NamedTuple):
+    """Where a tensor of the file is: rows start to stop of a kernel form."""
+
+    matrix: KernelMatrix
+    start: int
+    stop: int
+
+    def tensor(self) -> torch.Tensor:
+        return self.matrix.stored()[self.start : self.stop].clone()
+
+
+class PackedLm(torch.nn.Module):
+    """Holds the tensors of a packed file; subclasses compute from them.
+
+    Buffers hold exactly the tensors of the packed file; there are no parameters. Memory holds
+    codes and 16- and 32-bit weights once: a part whose kernel form was asked for (matrix) has no
+    buffer until the module moves or is cast; `tensor`, copies and state dicts make it anew.
+    What a subclass makes from all that (float weights, kernel forms) it keeps in the attributes
+    that MADE names: they are None until the first call and after every load, move and cast.
+    Inference only: the module stays in eval mode and gives no gradients.
+
+    Args:
+        architecture: the shape of the LM.
+        plan: bits, grid and scale tying per cluster.
+
+    Raises:
+        PlanError: the plan does not fit the architecture.
+    """
+
+    MADE = ("_dense",)
+
+    def __init__(self, architecture: Architecture, plan: Plan):
+        super().__init__()
+        self.architecture = architecture
+        self.plan = plan
+        self.filled = False
+        self._matrices: Dict[Tuple[str, ...], KernelMatrix] = {}
+        self._held: Dict[str, _Held] = {}
+        self._forget()
+        for spec in tensor_specs(architecture, plan):
+            empty = torch.zeros(spec.shape, dtype=DTYPES[spec.dtype][0])
+            self.register_buffer(_buffer_name(spec.name), empty)
+        super().train(False)
+
+    def load(self, packed: PackedModel) -> None:
+        """Take the tensors of a packed LM; raises MismatchError for another one."""
+        check_model(packed, self.architecture, self.plan, "packed LM")
+        device = self.device
+        for name, tensor in packed.tensors.items():
+            self._buffers[_buffer_name(name)] = tensor.to(device)
+        self._matrices, self._held = {}, {}
+        self._forget()
+        self.filled = True
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor of the packed file by its name there; made anew where a kernel form has it."""
+        tensor = self._buffers[_buffer_name(name)]
+        return self._held[name].tensor() if tensor is None else tensor
+
+    def matrix(self, cluster: Cluster, parts: Sequence[Part]) -> KernelMatrix:
+        """The kernel form of parts of one cluster, their rows stacked.
+
+        From now on it holds them in place of their buffers.
+
+        Raises:
+            InputError: no kernels, or they cannot take it.
+        """
+        spec = self.plan.clusters[cluster.name]
+        names = tuple(stored_name(cluster, part, spec) for part in parts)
+        if names not in self._matrices:
+            # Of two threads the first one's is kept; in this order `tensor` finds every tensor.
+            made = make_matrix(self.tensor, cluster, parts, spec)
+            matrix, start = self._matrices.setdefault(names, made), 0
+            for name, part in zip(names, parts):
+                stop = start + part.shape[0]
+                self._held[name] = _Held(matrix, start, stop)
+                self._buffers[_buffer_name(name)] = None
+                start = stop
+        return self._matrices[names]
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor("decoder.bias").device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of computation: that of the biases, float32 unless the module was cast."""
+        return self.tensor("decoder.bias").dtype
+
+    def weights(self) -> Dict[str, torch.Tensor]:
+        """Every parameter of the LM as a float matrix or vector, made anew from the buffers."""
+        shapes = self.architecture.parameter_shapes()
+        values = {
+            name: torch.empty(shape, dtype=self.dtype, device=self.device)
+            for name, shape in shapes.items()
+        }
+        for cluster in self.architecture.clusters():
+            spec = self.plan.clusters[cluster.name]
+            for part in cluster.parts:
+                if spec.bits >= 16:
+                    piece = self.tensor(weight_name(cluster, part))
+                else:
+                    piece = dequantize_linear(
+                        self.tensor(codes_name(cluster, part)),
+                        self.tensor(scales_name(cluster, part, spec)),
+                        make_grid(spec.grid, spec.bits).levels_tensor(self.device, torch.float32),
+                        spec.bits,
+                        part.cols,
+                        spec.group_size,
+                    )
+                values[part.parameter][part.start : part.stop] = piece
+        for name, _ in self.architecture.rest():
+            values[name].copy_(self.tensor(name))
+        return values
+
+    def _check_filled(self) -> None:
+        if not self.filled:
+            raise InputError(
+                "the packed LM is empty",
+                todo="give its packed.safetensors (--lm_file DIR/packed.safetensors) and run "
+                "through `python -m espnet_mpq`",
+            )
+
+    def _forget(self) -> None:
+        """Drop what was made; all tensors of the file are in buffers again."""
+        self._buffers.update(self._restored())
+        self._matrices, self._held = {}, {}
+        for name in self.MADE:
+            setattr(self, name, None)
+
+    def _restored(self) -> Dict[str, torch.Tensor]:
+        """The buffers that kernel forms took the place of, by their names as buffers."""
+        return {_buffer_name(name): held.tensor() for name, held in self._held.items()}
+
+    def train(self, mode: bool = True) -> "PackedLm":
+        """Stays in eval mode: packed weights cannot be trained."""
+        return super().train(False)
+
+    def _apply(self, fn, *args, **kwargs):
+        """Move and cast, but never cast codes; drops what was made from the old ones."""
+
+        def keep_codes(tensor: torch.Tensor) -> torch.Tensor:
+            new = fn(tensor)
+            if tensor.dtype == torch.uint8 and new.dtype != torch.uint8:
+                return tensor.to(new.device)
+            return new
+
+        self._forget()
+        return super()._apply(keep_codes, *args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        raise MismatchError(
+            "a packed LM takes its weights from its packed file alone",
+            found=f"a state dict with {len(state_dict)} entries",
+            expected="packed.safetensors",
+            todo="give packed.safetensors as --lm_file, or the config.yaml of the float LM with "
+            "this checkpoint",
+        )
+
+    def __getstate__(self):
+        """Copies and pickles carry the packed form only."""
+        state = {**self.__dict__, **dict.fromkeys(self.MADE), "_matrices": {}, "_held": {}}
+        return {**state, "_buffers": {**self._buffers, **self._restored()}}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update((prefix + name, t) for name, t in self._restored().items())
+
+    def extra_repr(self) -> str:
+        n_bytes = sum(spec.n_bytes for spec in tensor_specs(self.architecture, self.plan))
+        return f"{self.architecture.describe()}, {n_bytes} bytes"
+
+
+def _buffer_name(tensor_name: str) -> str:
+    """Buffers may not have dots in their names."""
+    return tensor_name.replace(".", ":")
