@@ -10,7 +10,7 @@ import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import dispatch
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 
 HiddenState = Tuple[torch.Tensor, torch.Tensor]
 

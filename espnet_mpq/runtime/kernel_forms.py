@@ -8,8 +8,8 @@ import torch
 
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels import dispatch
-from espnet_mpq.kernels.linear import KernelMatrix
 from espnet_mpq.kernels.lstm import KernelLstm
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec, Plan

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from espnet_mpq.clusters import Cluster, Part
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.runtime.packed import PackedLm
 
 # x (..., cols) -> x W^T + bias (..., rows); token ids (...) -> rows of the embedding (..., cols)

@@ -8,7 +8,7 @@ import torch
 
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError, MismatchError
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.kernels.reference import dequantize_linear
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel

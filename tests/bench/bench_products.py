@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from espnet_mpq.kernels import dispatch
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.quant.grid import make_grid
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -10,7 +10,7 @@ import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import build, dispatch
-from espnet_mpq.kernels.linear import KernelMatrix, quantize_rows
+from espnet_mpq.kernels.matrix import KernelMatrix, quantize_rows
 
 
 def test_the_argument_then_the_variable_then_the_best(kernels, monkeypatch):

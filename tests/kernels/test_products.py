@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.kernels.reference import packed_product_int8
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.quant.grid import make_grid

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from espnet_mpq.kernels import dispatch
-from espnet_mpq.kernels.linear import KernelMatrix
+from espnet_mpq.kernels.matrix import KernelMatrix
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.runtime.rnn_lm import PackedRnn
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import reference
-from espnet_mpq.kernels.linear import KernelMatrix, quantize_rows
+from espnet_mpq.kernels.matrix import KernelMatrix, quantize_rows
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.quant.grid import make_grid
 
