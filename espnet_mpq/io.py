@@ -1,14 +1,18 @@
-"""Files: atomic writes, JSON and SHA-256, with errors that name the file."""
+"""Files: atomic writes, lines of text, JSON and SHA-256, with errors that name the file."""
 
 from __future__ import annotations
 
+import codecs
 import errno
+import gzip
 import hashlib
 import json
 import os
+import re
 import tempfile
+import zlib
 from pathlib import Path
-from typing import Union
+from typing import List, Union
 
 from espnet_mpq.errors import InputError, WriteError
 
@@ -57,6 +61,74 @@ def write_error(what: object, error: OSError, unchanged: bool = True) -> WriteEr
     made = WriteError(f"cannot write {what}", found=error.strerror or str(error), todo=todo)
     made.is_full = is_full
     return made
+
+
+# A carriage return inside a line.
+_INNER_CR = re.compile(r"\r(?!\r*(\n|\Z))")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_lines(path: Union[str, Path]) -> List[str]:
+    """The lines of a UTF-8 text file, gzip too, without their ends: line n is item n - 1.
+
+    A line ends where a file opened as text ends it (so hosts written in Python see the same
+    lines): at LF, CR LF, or CR in a file that has no LF. Other separators of Unicode (vertical
+    tab, form feed, U+0085, U+2028 ...) are white space within a line, for `str.split` as for the
+    host. A byte order mark at the start of a line, as concatenated files have it, is dropped.
+
+    Raises:
+        InputError: unreadable or damaged file; not UTF-8, a NUL byte, or a CR inside a line of a
+            file with LF (a reader that ends the line there would cut it), with line and byte.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz" or data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        found = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the text {path}", found=found) from error
+    try:
+        content = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        utf16 = " (it begins like UTF-16)" if data.startswith(_UTF16) else ""
+        raise InputError(
+            f"{path} is not UTF-8 text",
+            found=f"byte 0x{data[error.start]:02x} in line {_line_of(data, error.start)}{utf16}",
+            todo="convert it: iconv -f ENCODING -t UTF-8",
+        ) from error
+    if "\0" in content:
+        raise InputError(
+            f"{path} is not UTF-8 text",
+            found=f"byte 0x00 in line {content.count(chr(10), 0, content.index(chr(0))) + 1}",
+            todo="if it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8",
+        )
+    if "\r" in content:
+        content = _line_feeds(content, path)
+    lines = content.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line[1:] if line.startswith("\ufeff") else line for line in lines]
+
+
+def _line_of(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _line_feeds(content: str, path: Path) -> str:
+    """CR LF, and CR where there is no LF, as LF."""
+    if "\n" not in content:
+        return content.replace("\r", "\n")
+    inner = _INNER_CR.search(content)
+    if inner:
+        number = content.count("\n", 0, inner.start()) + 1
+        raise InputError(
+            f"{path}, line {number}",
+            found="a carriage return inside the line, where the host would cut it",
+            expected="lines that end in LF or CR LF",
+            todo="make it a blank or a line end: tr '\\r' ' ' or tr '\\r' '\\n'",
+        )
+    return re.sub(r"\r+(\n|\Z)", "\n", content)
 
 
 def sha256_bytes(data: bytes) -> str:

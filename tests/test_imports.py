@@ -21,6 +21,7 @@ ALLOWED = {
     "errors": set(),
     "io": {"errors"},
     "fields": {"errors"},
+    "text": {"errors", "io"},
     "clusters": {"errors", "io"},
     "plan": {"errors", "io", "clusters"},
     "quant": {"errors"},
@@ -30,14 +31,14 @@ ALLOWED = {
     "kernels": {"errors"},
     "packed": QUANT,
     "runtime": QUANT | {"packed", "kernels"},
-    "planning": QUANT | MIDDLE | {"hosts", "bin"},
+    "planning": QUANT | MIDDLE | {"text", "hosts", "bin"},
     "decode": {"errors", "io"},
-    "evaluate": {"errors", "io"},
+    "evaluate": {"errors", "io", "text"},
     "report": {"errors", "io"},
-    "hosts": QUANT | MIDDLE | {"kernels", "runtime", "evaluate", "decode"},
+    "hosts": QUANT | MIDDLE | {"text", "kernels", "runtime", "evaluate", "decode"},
     "bin": QUANT
     | MIDDLE
-    | {"kernels", "runtime", "evaluate", "decode", "report", "hosts"}
+    | {"text", "kernels", "runtime", "evaluate", "decode", "report", "hosts"}
     | {"setup_recipe"},
     # The top: the public register() and the launcher reach into hosts when they are called.
     "__init__": {"hosts"},

@@ -1,9 +1,12 @@
 """Files are written whole or not at all, and say what is wrong with them."""
 
 import errno
+import gzip
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from espnet_mpq import io
 from espnet_mpq.errors import InputError, MpqError
@@ -78,3 +81,62 @@ def test_errors_are_not_runtime_errors():
     """The host catches RuntimeError while loading a model; ours must get through."""
     assert not issubclass(MpqError, RuntimeError)
     assert str(MpqError("x", found=1, expected=2, todo="do y")) == "x: found 1; expected 2; do y"
+
+
+SEPARATORS = "\t\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2007\u2028\u2029\u202f\u3000\u200b\u2060"
+
+
+@given(st.text(alphabet="ab \n\r" + SEPARATORS, max_size=30))
+def test_lines_are_those_of_a_file_opened_as_text(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("lines") / "text"
+    path.write_bytes(content.encode("utf-8"))
+    try:
+        lines = io.read_lines(path)
+    except InputError as error:
+        assert "\r" in content.replace("\r\n", "") and "carriage return inside" in str(error)
+        return
+    with open(path, encoding="utf-8") as file:
+        theirs = [line.rstrip("\n") for line in file]
+    assert [line for line in lines if line] == [line for line in theirs if line]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_lines_of_every_system_are_the_same(tmp_path, ends):
+    path = tmp_path / "text"
+    lines = ["\ta" + SEPARATORS + "b", "", " c ", "\ufeffd\ufeff"]
+    path.write_bytes(ends.join(["\ufeff" + lines[0], *lines[1:], ""]).encode("utf-8"))
+    assert io.read_lines(path) == [*lines[:3], "d\ufeff"]  # a mark in a line is the text's
+    zipped = tmp_path / "zipped"  # known by its first bytes, too
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    assert io.read_lines(zipped) == io.read_lines(path)
+    path.write_bytes(b"a\r\nb\r\r\nc\r")  # converted twice, and cut short
+    assert io.read_lines(path) == ["a", "b", "c"]
+    path.write_bytes(b"")
+    assert io.read_lines(path) == []
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"good\nbad \xff\n", "not UTF-8 text: found byte 0xff in line 2; convert it: iconv"),
+        ("\ufeffabc".encode("utf-16-le"), r"byte 0xff in line 1 \(it begins like UTF-16\)"),
+        ("ab\ncd".encode("utf-16-be"), "byte 0x00 in line 1; if it is UTF-16"),
+        (b"a\nb\0\n", "byte 0x00 in line 2"),
+        (b"a\r\nb\rc\r\n", "line 2: found a carriage return inside the line"),
+        (b"a\n\rb\n", "line 2: found a carriage return inside"),
+        (gzip.compress(b"a\n" * 99)[:-9], "cannot read the text"),
+        (gzip.compress(b"abc" * 99)[:12] + b"\xff" * 30, "cannot read the text"),
+        (None, "cannot read the text .*: found No such file"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        io.read_lines(path)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(InputError, match="cannot read the text .*: found Is a directory"):
+        io.read_lines(tmp_path)

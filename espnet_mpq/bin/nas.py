@@ -87,8 +87,8 @@ def main(args: argparse.Namespace) -> int:
     _check_options(args)
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.experiment.pack import check_output
-    from espnet_mpq.hosts.espnet.text import read_text
     from espnet_mpq.planning.search_result import format_result, make_table, open_search
+    from espnet_mpq.text import read_text
 
     user = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
@@ -181,8 +181,7 @@ def _options(args: argparse.Namespace, phase: str):
 
 def _split(args: argparse.Namespace) -> Dict[str, list]:
     """weights, heldout (pipelined) and valid: parts of the text, as (utt, sentence) pairs."""
-    from espnet_mpq.hosts.espnet.text import read_text
-    from espnet_mpq.hosts.espnet.training.run import split_valid
+    from espnet_mpq.text import read_text, split_valid
 
     rest = read_text(args.text, args.text_format)
     if args.valid_text:

@@ -53,13 +53,14 @@ def measure(
     """
     if batch_size < 1:  # before the host is started
         raise InputError("--batch_size", found=batch_size, expected="at least 1")
-    from espnet_mpq.hosts.espnet import text as host_text
     from espnet_mpq.hosts.espnet.experiment import opened
     from espnet_mpq.hosts.espnet.lm import perplexity
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
+    from espnet_mpq.text import read_text
 
-    sentences = host_text.read_text(text, text_format)
+    sentences = read_text(text, text_format)
     exp = opened.load_lm(lm_exp, lm_file)
-    tokenized = host_text.tokenize(exp, sentences)
+    tokenized = tokenize(exp, sentences)
     numbers = perplexity.measure(exp, tokenized, batch_size=batch_size)
     return {
         "format": FORMAT_NAME,

@@ -69,19 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run all steps and print the receipt and the perplexities."""
     _check_options(args)
-    from espnet_mpq.hosts.espnet import text as host_text
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.experiment.pack import check_output
-    from espnet_mpq.hosts.espnet.training.run import split_valid, train_lm
+    from espnet_mpq.hosts.espnet.training.run import train_lm
+    from espnet_mpq.text import read_text, split_valid
 
     work = Path(args.output) / "work"
     check_output(Path(args.output), [Path(args.lm_exp)])
     user_options = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
     _check_plan(args, exp, user_options)
-    train = valid = host_text.read_text(args.text, args.text_format)
+    train = valid = read_text(args.text, args.text_format)
     if args.valid_text:
-        valid = host_text.read_text(args.valid_text, args.text_format)
+        valid = read_text(args.valid_text, args.text_format)
     elif not args.no_train:
         train, valid = split_valid(train, args.seed)
     checkpoint = ["--lm_exp", args.lm_exp, "--lm_file", str(exp.checkpoint.resolve())]
@@ -176,13 +176,13 @@ def _step(title: str, words) -> None:
 
 def _report(args: argparse.Namespace, exp, valid, text_name: str) -> None:
     """The receipt, and the perplexity of fp and packed LM on the same sentences."""
-    from espnet_mpq.hosts.espnet import text as host_text
     from espnet_mpq.hosts.espnet.experiment.opened import load_lm
     from espnet_mpq.hosts.espnet.lm import perplexity
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
     from espnet_mpq.packed.receipt import format_receipt
 
     output = Path(args.output)
-    tokenized = host_text.tokenize(exp, valid).sample(REPORT_TOKENS, args.seed)
+    tokenized = tokenize(exp, valid).sample(REPORT_TOKENS, args.seed)
     lms = {"fp": exp, "packed": load_lm(output)}
     numbers = {name: perplexity.measure(lm, tokenized).to_dict() for name, lm in lms.items()}
     write_json(output / "perplexity.json", {"text": text_name, **numbers})

@@ -171,7 +171,8 @@ def measure_table(args: argparse.Namespace, output):
 
 def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
     """TokenizedText of a random sample of sentences; tokenizes little more than the sample."""
-    from espnet_mpq.hosts.espnet.text import read_text, tokenize
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
+    from espnet_mpq.text import read_text
 
     sentences = read_text(path, text_format)
     if max_tokens:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence, Tuple, Union
 
 from espnet_mpq.errors import InputError
+from espnet_mpq.io import read_lines
 
 FILE_FORMATS = ("auto", "kaldi", "trn")
 UNITS = ("word", "char")
@@ -107,23 +108,7 @@ def pair(
 
 
 def _read_lines(path: Path) -> List[Tuple[int, str]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}", found=error.strerror) from error
-    try:
-        # Some editors begin a file with a byte order mark; line ends may be of Windows.
-        content = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path} is not UTF-8 text",
-            found=f"byte 0x{data[error.start]:02x} in line {line}",
-            todo="convert it: iconv -f ENCODING -t UTF-8",
-        ) from error
-    # split("\n"), not splitlines(): words may hold exotic line separators.
-    numbered = enumerate(content.split("\n"), start=1)
-    lines = [(number, line) for number, line in numbered if line.strip()]
+    lines = [(n, line) for n, line in enumerate(read_lines(path), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path} has no transcript", expected="`utt text` or `text (utt)` lines")
     return lines

@@ -136,11 +136,11 @@ def make_meter(exp, clusters, text, printed_form: bool = False, ngpu: int = 0):
 
 def _batches(exp, text, max_batch_tokens: int):
     """Batches of like lengths: little padding."""
-    from espnet_mpq.hosts.espnet.text import batches
+    from espnet_mpq.text import batches
 
     order = sorted(range(len(text)), key=lambda i: len(text.ids[i]))
     text = dataclasses.replace(text, ids=[text.ids[i] for i in order])
-    return batches(exp, text, batch_size=128, max_batch_tokens=max_batch_tokens)
+    return batches(text, exp.special_ids, batch_size=128, max_batch_tokens=max_batch_tokens)
 
 
 def _use_gpu(exp, ngpu: int) -> None:

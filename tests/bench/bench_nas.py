@@ -39,7 +39,7 @@ def perplexity(exp: Path, plan_file, sentences) -> float:
     """Of the LM of ``exp``, rounded as the plan says."""
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.lm.perplexity import measure
-    from espnet_mpq.hosts.espnet.text import tokenize
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
     from espnet_mpq.plan import Plan
     from espnet_mpq.training.on_grid import project_lm
 

@@ -129,7 +129,8 @@ def harms(table: dict) -> dict:
 def perplexity(exp: Path, part: str) -> float:
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.lm.perplexity import measure
-    from espnet_mpq.hosts.espnet.text import read_text, tokenize
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
+    from espnet_mpq.text import read_text
 
     opened = load_fp_lm(exp)
     text = tokenize(opened, read_text(exp.parent / f"{part}.txt", "plain"))

@@ -14,7 +14,8 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate.perplexity import perplexity
 from espnet_mpq.hosts.espnet.experiment.opened import load_lm
 from espnet_mpq.hosts.espnet.lm.perplexity import measure
-from espnet_mpq.hosts.espnet.text import read_text, tokenize
+from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
+from espnet_mpq.text import read_text
 
 
 def parse(*options):

@@ -40,7 +40,7 @@ def plans(planner, data_root):
     """Bits of every plan -> (bytes of its file, nll of 2,500 unseen words in nats/token)."""
     from espnet_mpq.clusters import get_mats, set_mats
     from espnet_mpq.hosts.espnet.lm.perplexity import measure
-    from espnet_mpq.hosts.espnet.text import tokenize
+    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
     from espnet_mpq.plan import ClusterSpec
     from espnet_mpq.quant.fake_quant import project_cluster
 

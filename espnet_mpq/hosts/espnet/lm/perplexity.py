@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate.perplexity import Perplexity, perplexity
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
-from espnet_mpq.hosts.espnet.text import TokenizedText, batches
+from espnet_mpq.text import TokenizedText, batches
 
 
 def sentence_nll(exp: Experiment, text: TokenizedText, *, batch_size: int = 32) -> List[float]:
@@ -24,7 +24,7 @@ def sentence_nll(exp: Experiment, text: TokenizedText, *, batch_size: int = 32) 
     nll_nats: List[float] = []
     exp.lm.eval()
     with torch.no_grad():
-        for inputs, targets, mask in batches(exp, text, batch_size=batch_size):
+        for inputs, targets, mask in batches(text, exp.special_ids, batch_size=batch_size):
             logits, _ = exp.lm(inputs, None)
             nll = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
             nll_nats += nll.double().masked_fill(~mask, 0.0).sum(1).tolist()

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Collection, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Collection, Dict, List, Optional, Union
 
 from espnet_mpq.errors import InputError, MpqError
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
+from espnet_mpq.hosts.espnet.lm.tokenizer import find_tokenizer_files, tokenize
 from espnet_mpq.hosts.espnet.registry import register
-from espnet_mpq.hosts.espnet.text import find_tokenizer_files, tokenize
 from espnet_mpq.io import atomic_write, sha256_bytes, sha256_file
+from espnet_mpq.text import Sentences
 
 LOG = logging.getLogger("espnet_mpq")
-Sentences = Sequence[Tuple[str, str]]
 BATCH_TOKENS = 1600  # predicted tokens of one update
-VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
-
-
-def split_valid(
-    sentences: Sentences, seed: int, most: int = VALID_MAX_SENTENCES
-) -> Tuple[list, list]:
-    """(train, valid): 5 % of the sentences, at most ``most``, at least one, are held out."""
-    if len(sentences) < 2:
-        raise InputError(
-            "the text has one sentence", expected="more, or a text of its own with --valid_text"
-        )
-    order = list(range(len(sentences)))
-    random.Random(seed).shuffle(order)
-    n_valid = min(max(1, int(VALID_FRACTION * len(order))), most)
-    held = set(order[:n_valid])
-    train = [s for i, s in enumerate(sentences) if i not in held]
-    return train, [s for i, s in enumerate(sentences) if i in held]
 
 
 def train_lm(

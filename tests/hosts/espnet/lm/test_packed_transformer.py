@@ -23,11 +23,12 @@ from espnet_mpq.errors import InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet.experiment.opened import load_lm
 from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
 from espnet_mpq.hosts.espnet.lm import perplexity
-from espnet_mpq.hosts.espnet.text import read_text, tokenize
+from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
 from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.dequantize import dequantize
 from espnet_mpq.packed.format import load_packed
 from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.text import read_text
 
 from packed_models import mixed, packed_model  # isort: skip
 

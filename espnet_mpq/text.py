@@ -1,24 +1,25 @@
-"""Reads text and turns it into token ids exactly as the host does for an LM experiment."""
+"""Sentences: text files read and their format guessed, token ids, held-out parts, batches."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import gzip
 import logging
 import random
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
-
-import torch
+from typing import TYPE_CHECKING, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from espnet_mpq.errors import InputError, near_matches
-from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.io import read_lines
+
+if TYPE_CHECKING:
+    import torch
 
 LOG = logging.getLogger("espnet_mpq")
 TEXT_FORMATS = ("auto", "plain", "kaldi")
+VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
 _JOINED = re.compile(r"[^\W_][-_]+[^\W_]")  # spk-a, dev_clean: letters or digits joined
+Sentences = Sequence[Tuple[str, str]]  # (name of the utterance, its words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,7 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
         raise InputError(
             f"unknown text format {text_format!r}", todo=near_matches(text_format, TEXT_FORMATS)
         )
-    lines = [line.strip() for line in _decode(path).split("\n")]
-    if lines and not lines[-1]:
-        lines.pop()
+    lines = [line.strip() for line in read_lines(path)]
     n_lines = len(lines)
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line]
     if text_format == "auto":
@@ -153,151 +152,37 @@ def _looks_like_id(word: str, joined: bool) -> bool:
     return joined and _JOINED.search(word) is not None
 
 
-def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+def split_valid(
+    sentences: Sentences, seed: int, most: int = VALID_MAX_SENTENCES
+) -> Tuple[list, list]:
+    """(train, valid): 5 % of the sentences, at most ``most``, at least one, are held out."""
+    if len(sentences) < 2:
         raise InputError(
-            f"cannot read the text {path}", found=getattr(error, "strerror", None) or error
-        ) from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path} is not UTF-8 text",
-            found=f"byte 0x{data[error.start]:02x} in line {line}",
-            todo="convert it: iconv -f ENCODING -t UTF-8",
-        ) from error
-
-
-def build_tokenizer(args: argparse.Namespace, where: str = "config.yaml"):
-    """The host's own preprocessor for these training options: (utt, text) -> int64 ids.
-
-    Raises:
-        InputError: the sentencepiece model or symbol file that the options name is not there, or
-            the host makes no tokenizer of the options.
-    """
-    register()
-    from espnet2.tasks.lm import LMTask
-
-    args = argparse.Namespace(**vars(args))
-    if not getattr(args, "use_preprocessor", True):
-        raise InputError(
-            f"{where} has use_preprocessor: false, so it does not tell how to make tokens",
-            todo="set use_preprocessor, token_type (and bpemodel) in it",
+            "the text has one sentence", expected="more, or a text of its own with --valid_text"
         )
-    if getattr(args, "token_type", None) is None:
-        raise InputError(f"{where} has no token_type", expected="bpe, char or word")
-    for option, path in find_tokenizer_files(args, where).items():
-        setattr(args, option, path)
-    try:
-        preprocess = LMTask.build_preprocess_fn(args, False)
-        preprocess("utt", {"text": "a"})  # cleaners are looked up at the first sentence
-        return preprocess
-    except Exception as error:  # whatever the host raises for odd values
-        raise InputError(
-            f"the host makes no tokenizer of {where}",
-            found=f"{type(error).__name__}: {error}",
-            expected="token_type, bpemodel, cleaner and g2p as lm_train wrote them",
-        ) from error
-
-
-def find_tokenizer_files(args: argparse.Namespace, where: str) -> Dict[str, str]:
-    """Where the files are that the tokenizer options name: {"bpemodel": ..., ...}.
-
-    Raises:
-        InputError: one of them is missing.
-    """
-    found = {}
-    for option in ("bpemodel", "non_linguistic_symbols"):
-        name = getattr(args, option, None)
-        if option == "bpemodel" and getattr(args, "token_type", None) != "bpe":
-            continue
-        if isinstance(name, str):
-            found[option] = str(_find_file(name, option, where))
-        elif option == "bpemodel":
-            raise InputError(f"{where} has token_type: bpe but no bpemodel")
-    return found
-
-
-def _find_file(name: str, option: str, where: str) -> Path:
-    """A file named in config.yaml: as written, from a parent of the experiment, or beside it."""
-    folder = Path(where).resolve().parent
-    # Recipes write paths relative to the recipe folder, a few levels above exp/lm_x.
-    places = [Path(name)]
-    if not Path(name).is_absolute():
-        places += [parent / name for parent in [folder, *folder.parents][:4]]
-    places.append(folder / Path(name).name)
-    for place in places:
-        if place.is_file():
-            return place
-    looked = ", ".join(dict.fromkeys(str(p.absolute()) for p in places))
-    raise InputError(
-        f"the {option} file of {where} is missing",
-        found=f"nothing at {looked}",
-        todo=f"run this in the recipe folder, or put {Path(name).name} beside config.yaml",
-    )
-
-
-def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
-    """Turn sentences into ids with the tokenizer of ``exp`` (an Experiment); unknown words are
-    counted and reported, and go in as <unk>, as the host does.
-
-    Raises:
-        InputError: as `build_tokenizer`, or no token can be made at all.
-    """
-    preprocess = build_tokenizer(exp.args, str(exp.config))
-    unk = exp.special_ids["unk"]
-
-    def ids_of(utt: str, text: str) -> torch.Tensor:
-        return torch.from_numpy(preprocess(utt, {"text": text})["text"]).long()
-
-    oov_by_word: dict = {}
-    ids, n_words = [], []
-    n_oov_tokens = n_oov_words = 0
-    for utt, text in sentences:
-        tokens = ids_of(utt, text)
-        words = text.split()
-        n_unk = int((tokens == unk).sum()) if unk is not None else 0
-        if n_unk:
-            n_oov_tokens += n_unk
-            for word in words:
-                if word not in oov_by_word:
-                    oov_by_word[word] = bool((ids_of(utt, word) == unk).any())
-                n_oov_words += oov_by_word[word]
-        ids.append(tokens)
-        n_words.append(len(words))
-    if n_oov_tokens:
-        examples = [word for word, is_oov in oov_by_word.items() if is_oov][:5]
-        n_tokens = sum(len(x) for x in ids)
-        LOG.warning(
-            "%d of %d tokens (in %d of %d words) are unknown to the LM, scored as <unk>: %s ...",
-            *(n_oov_tokens, n_tokens, n_oov_words, sum(n_words)),
-            " ".join(examples),
-        )
-        if n_oov_tokens == n_tokens:
-            raise InputError(
-                "no token of the text is known to the LM",
-                found=" ".join(examples),
-                expected=f"tokens such as {' '.join(exp.token_list[2:8])}",
-                todo="check the language and letter case (upper, lower) of the text",
-            )
-    return TokenizedText([utt for utt, _ in sentences], ids, n_words, n_oov_tokens, n_oov_words)
+    order = list(range(len(sentences)))
+    random.Random(seed).shuffle(order)
+    n_valid = min(max(1, int(VALID_FRACTION * len(order))), most)
+    held = set(order[:n_valid])
+    train = [s for i, s in enumerate(sentences) if i not in held]
+    return train, [s for i, s in enumerate(sentences) if i in held]
 
 
 def batches(
-    exp, text: TokenizedText, *, batch_size: int = 32, max_batch_tokens: int = 8192
+    text: TokenizedText,
+    special_ids: Mapping[str, int],
+    *,
+    batch_size: int = 32,
+    max_batch_tokens: int = 8192,
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield (inputs, targets, mask) in the order of ``text``.
 
-    inputs (B, T) int64 start with sos, targets (B, T) int64 end with eos, mask (B, T) bool
-    marks predicted tokens; padding is the host's ignore id 0. B is at most ``batch_size`` and
-    small enough that B * T <= ``max_batch_tokens`` (one sentence may be longer).
+    ``special_ids`` holds the ids of "sos" and "eos". inputs (B, T) int64 start with sos, targets
+    (B, T) int64 end with eos, mask (B, T) bool marks predicted tokens; padding is id 0. B is at
+    most ``batch_size`` and small enough that B * T <= ``max_batch_tokens`` (one sentence may be
+    longer).
     """
-    sos, eos = exp.special_ids["sos"], exp.special_ids["eos"]
+    sos, eos = special_ids["sos"], special_ids["eos"]
     group: List[torch.Tensor] = []
     longest = 0
     for ids in text.ids:
@@ -313,6 +198,8 @@ def batches(
 
 
 def _pad(group: List[torch.Tensor], sos: int, eos: int):
+    import torch
+
     width = max(len(ids) for ids in group) + 1
     inputs = torch.zeros(len(group), width, dtype=torch.long)
     targets = torch.zeros(len(group), width, dtype=torch.long)
