@@ -55,7 +55,7 @@ def project_cluster(
         return ClusterProjection([mat.detach().float() for mat in mats])
     if spec.bits == 16:
         return ClusterProjection([mat.detach().half().float() for mat in mats])
-    grid = _grid_of(spec)
+    grid = grid_of(spec)
     options = {"method": method, "rounds": rounds, "scale_dtype": scale_dtype}
     if spec.tying in ("model", "cluster"):
         return _project_blocks(to_blocks(mats, spec.tying), grid, init, options)
@@ -99,7 +99,8 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-def _grid_of(spec) -> Grid:
+def grid_of(spec) -> Grid:
+    """The Grid of a spec: the one it holds (learned levels), or the named one at its bits."""
     grid: Union[str, Grid] = spec.grid
     return grid if isinstance(grid, Grid) else make_grid(grid, spec.bits)
 
