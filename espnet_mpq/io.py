@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import List, Union
 
 from espnet_mpq.errors import InputError, WriteError
+from espnet_mpq.file_kind import refuse_unfetched
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk
 
@@ -81,6 +82,7 @@ def read_lines(path: Union[str, Path]) -> List[str]:
             file with LF (a reader that ends the line there would cut it), with line and byte.
     """
     path = Path(path)
+    refuse_unfetched(path)
     try:
         data = path.read_bytes()
         if path.suffix == ".gz" or data.startswith(b"\x1f\x8b"):
@@ -161,6 +163,7 @@ def read_json(path: Union[str, Path]):
     Raises:
         InputError: missing, unreadable or damaged file.
     """
+    refuse_unfetched(path)
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)

@@ -14,14 +14,16 @@ PACKAGE = ROOT / "espnet_mpq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a part of the package may import of the package (its own part is always allowed).
-BASE = {"errors", "io", "fields", "plan", "clusters"}
+BASE = {"errors", "io", "fields", "file_kind", "plan", "clusters"}
 QUANT = BASE | {"quant"}
 MIDDLE = {"sensitivity", "search", "training", "packed", "planning"}
 ALLOWED = {
     "errors": set(),
-    "io": {"errors"},
+    "file_kind": {"errors"},
+    "io": {"errors", "file_kind"},
     "fields": {"errors"},
     "text": {"errors", "io"},
+    "state_file": {"errors", "file_kind"},
     "clusters": {"errors", "io"},
     "plan": {"errors", "io", "clusters"},
     "quant": {"errors"},
@@ -35,7 +37,9 @@ ALLOWED = {
     "decode": {"errors", "io"},
     "evaluate": {"errors", "io", "text"},
     "report": {"errors", "io"},
-    "hosts": QUANT | MIDDLE | {"text", "kernels", "runtime", "evaluate", "decode"},
+    "hosts": QUANT
+    | MIDDLE
+    | {"text", "state_file", "kernels", "runtime", "evaluate", "decode"},
     "bin": QUANT
     | MIDDLE
     | {"text", "kernels", "runtime", "evaluate", "decode", "report", "hosts"}

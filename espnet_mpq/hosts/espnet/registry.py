@@ -11,6 +11,7 @@ from typing import Optional, Union
 
 from espnet_mpq.errors import HostError, InputError, MismatchError
 from espnet_mpq.hosts.espnet.environment.espnet import check_host, prepare_host
+from espnet_mpq.state_file import check_file
 
 LOG = logging.getLogger("espnet_mpq")
 # Host choice -> (module beside this one, class). Keys are lower case, as the host compares them.
@@ -113,6 +114,8 @@ def _wrap_loader(original):
     ):
         if model_file is not None and Path(model_file).suffix == ".safetensors":
             return _build_packed(cls, config_file, model_file, device)
+        if model_file is not None:
+            check_file(model_file)  # the host's own errors do not tell what is in its place
         model, args = original.__func__(cls, config_file, model_file, device)
         if _is_packed_config(args):
             raise MismatchError(
@@ -135,6 +138,9 @@ def _wrap_worker(original):
 
     @functools.wraps(original.__func__)
     def main_worker(cls, args: argparse.Namespace):
+        if str(args.lm).startswith("mpq_"):
+            for name in getattr(args, "init_param", None) or ():
+                check_file(name.split(":")[0])  # FILE:SRC:DST:EXCLUDE
         if getattr(args, "use_deepspeed", False):
             if str(args.lm).startswith("mpq_"):
                 raise InputError(

@@ -11,7 +11,13 @@ import torch
 import yaml
 
 import espnet_mpq
-from espnet_mpq.errors import FormatError, HostError, InputError, MismatchError
+from espnet_mpq.errors import (
+    CheckpointError,
+    FormatError,
+    HostError,
+    InputError,
+    MismatchError,
+)
 
 
 def train(host, folder, *options):
@@ -220,3 +226,13 @@ def test_old_host(host, monkeypatch):
     monkeypatch.setattr(espnet, "__version__", "202301")
     with pytest.raises(HostError, match="too old: found ESPnet 202301"):
         espnet_mpq.register()
+
+
+def test_weights_that_are_none_are_named_by_the_loader_and_the_trainer(host, fp_exp, tmp_path):
+    pointer = tmp_path / "valid.loss.best.pth"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer.*git lfs pull"):
+        host.LMTask.build_model_from_file(str(fp_exp.config), str(pointer))
+    args = argparse.Namespace(lm="mpq_seq_rnn", init_param=[f"{pointer}:lm:lm"])
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
+        host.LMTask.main_worker(args)

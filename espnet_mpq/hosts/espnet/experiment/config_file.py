@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Mapping
 
 from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.file_kind import refuse_unfetched
 from espnet_mpq.packed.architecture import FAMILIES, Architecture
 
 NEEDED = ("lm", "lm_conf", "token_list")
@@ -32,6 +33,7 @@ def find_config(folder: Path) -> Path:
             expected="an LM experiment (--lm_exp exp/lm_...) with config.yaml and a checkpoint",
         )
     config = folder / "config.yaml"
+    refuse_unfetched(config)
     if not config.is_file():
         raise InputError(
             f"{folder} is not an LM experiment: no config.yaml",
@@ -120,6 +122,7 @@ def _read_token_list(config: Path, value) -> list:
         InputError: neither, or no such file (a relative path counts from the current folder).
     """
     if isinstance(value, str):
+        refuse_unfetched(value)
         try:
             # Lines as the host splits them: str.splitlines would split inside tokens too.
             with open(value, encoding="utf-8") as lines:

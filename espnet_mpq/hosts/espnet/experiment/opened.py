@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Optional, Union
 
-from espnet_mpq.errors import InputError, MismatchError, MpqError, near_matches
+from espnet_mpq.errors import CheckpointError, InputError, MismatchError, MpqError, near_matches
+from espnet_mpq.file_kind import absence
 from espnet_mpq.hosts.espnet.experiment.config_file import (
     check_keys,
     check_sizes,
@@ -15,6 +16,7 @@ from espnet_mpq.hosts.espnet.experiment.config_file import (
     listing,
     read_config,
 )
+from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.hosts.espnet.registry import register
 
 PACKED_FILE = "packed.safetensors"
@@ -121,13 +123,17 @@ def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experime
 def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
     """Return the checkpoint of an experiment or raise InputError that lists what is there."""
     if lm_file is not None:
-        for path in (folder / lm_file, Path(lm_file)):
+        places = (folder / lm_file, Path(lm_file))
+        for path in places:
             if path.is_file():
                 return path
+        for path in places:
+            _refuse_absent(path)
         raise InputError(f"there is no {folder / lm_file}", found=listing(folder))
     for name in CHECKPOINTS:
         if (folder / name).is_file():
             return folder / name
+        _refuse_absent(folder / name)
     others = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
     if len(others) == 1:
         return others[0]
@@ -138,25 +144,11 @@ def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
     )
 
 
-def read_state(checkpoint: Path):
-    """What a checkpoint of the host holds, read without pickle's objects, unchecked.
-
-    Raises:
-        InputError: the file is damaged or holds other things than weights.
-    """
-    import torch
-
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and EOF errors, by torch version
-        raise InputError(
-            f"{checkpoint} cannot be read as a checkpoint",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected="a file of weights that lm_train saved (valid.loss.best.pth, 5epoch.pth)",
-        ) from error
-    if isinstance(state, dict) and "module" in state:  # written by deepspeed
-        state = state["module"]
-    return state
+def _refuse_absent(path: Path) -> None:
+    """Raise CheckpointError for a link to nothing, a folder or a device under a file's name."""
+    found = absence(path)
+    if found:
+        raise CheckpointError(f"{path} cannot be read", found=found[0], todo=found[1])
 
 
 def load_strictly(model, checkpoint: Path) -> None:
@@ -167,21 +159,21 @@ def load_strictly(model, checkpoint: Path) -> None:
     """
     state = read_state(checkpoint)
     wanted = model.state_dict()
-    if not isinstance(state, dict) or not any(k in wanted for k in state):
+    if not any(k in wanted for k in state):
         raise MismatchError(
             f"{checkpoint} holds no weight of this LM",
-            found=", ".join(list(state)[:4]) if isinstance(state, dict) else type(state).__name__,
+            found=", ".join(map(str, list(state)[:4])) or "an empty dict",
             expected=", ".join(list(wanted)[:4]),
             todo="give the checkpoint of this experiment",
         )
     missing = [k for k in wanted if k not in state]
     unknown = [k for k in state if k not in wanted]
-    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    shapes = [k for k in wanted if k in state and _shape(state[k]) != tuple(wanted[k].shape)]
     if shapes:
         name = shapes[0]
         raise MismatchError(
             f"{checkpoint} does not fit its config.yaml: {name}",
-            found=tuple(state[name].shape),
+            found=_shape(state[name]),
             expected=tuple(wanted[name].shape),
             todo="use the config.yaml and checkpoint of one experiment",
         )
@@ -192,3 +184,9 @@ def load_strictly(model, checkpoint: Path) -> None:
             todo="use the config.yaml and checkpoint of one experiment",
         )
     model.load_state_dict(state)
+
+
+def _shape(value: object) -> object:
+    """The shape of a tensor; of anything else its type."""
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else tuple(shape)

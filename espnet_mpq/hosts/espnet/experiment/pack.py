@@ -17,7 +17,8 @@ from espnet_mpq.hosts.espnet.experiment.directory import (
     check_output,
     replaced_directory,
 )
-from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint, read_state
+from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint
+from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
 from espnet_mpq.packed.architecture import FAMILIES, Architecture
 from espnet_mpq.packed.format import PackedModel, save_packed
@@ -118,11 +119,11 @@ def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
         InputError: the file is damaged; MismatchError: it is not the state dict of an LM.
     """
     state = read_state(checkpoint)
-    names = list(state) if isinstance(state, dict) else []
+    names = list(state)
     if not names or not all(str(name).startswith(PREFIX) for name in names):
         raise MismatchError(
             f"{checkpoint} is not the state of a language model",
-            found=", ".join(map(str, names[:4])) or type(state).__name__,
+            found=", ".join(map(str, names[:4])) or "an empty dict",
             expected=f"names that start with {PREFIX}",
             todo="give valid.loss.best.pth of an LM experiment",
         )

@@ -10,6 +10,7 @@ from typing import Dict, Sequence, Tuple
 import torch
 
 from espnet_mpq.errors import InputError
+from espnet_mpq.file_kind import refuse_unfetched
 from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.text import TokenizedText
 
@@ -75,6 +76,7 @@ def _find_file(name: str, option: str, where: str) -> Path:
         places += [parent / name for parent in [folder, *folder.parents][:4]]
     places.append(folder / Path(name).name)
     for place in places:
+        refuse_unfetched(place)
         if place.is_file():
             return place
     looked = ", ".join(dict.fromkeys(str(p.absolute()) for p in places))

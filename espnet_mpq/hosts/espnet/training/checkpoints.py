@@ -7,27 +7,20 @@ import io
 import logging
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import Callable, Optional
 
 import torch
 
-from espnet_mpq.errors import FormatError
+from espnet_mpq.errors import CheckpointError
+from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.io import atomic_write
+from espnet_mpq.state_file import is_whole
 
 CHECKPOINT = "checkpoint.pth"
 PREVIOUS = "checkpoint.prev.pth"
+HALF = "checkpoint.half.pth"  # what a run left that was killed while it wrote its first one
 AVERAGE = re.compile(r".+\.ave_\d+best(\.till\d+epoch)?\.pth")
-
-
-def is_whole(path: Path) -> bool:
-    """True if ``path`` is a complete torch.save file (every record passes its checksum)."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
-        return False
 
 
 def set_aside(output_dir: Path) -> None:
@@ -39,20 +32,34 @@ def set_aside(output_dir: Path) -> None:
 def recover(output_dir: Path) -> None:
     """Before a run resumes: take the previous checkpoint if the last was not written whole.
 
+    Half of a run's first checkpoint is set aside: there is nothing to lose.
+
     Raises:
-        FormatError: checkpoint.pth is damaged and there is no previous one.
+        CheckpointError: checkpoint.pth is damaged, there is no whole previous one, and finished
+            epochs are there that a new start would write over.
     """
     last, previous = output_dir / CHECKPOINT, output_dir / PREVIOUS
     if is_whole(last):
         return
+    epochs = sorted(path.name for path in output_dir.glob("*epoch.pth"))
     if is_whole(previous):
         logging.warning(f"{last} is missing or damaged: resuming from {previous}")
         os.replace(previous, last)
-    elif last.exists():
-        raise FormatError(
-            f"{last} is damaged and there is no {PREVIOUS}",
-            todo="delete it to train from the start, or give --resume false",
-        )
+    elif not epochs and last.is_file() and _may_be_half(last):
+        logging.warning(f"{last} was not written whole: moved to {HALF}, training starts anew")
+        os.replace(last, output_dir / HALF)
+    elif os.path.lexists(last):
+        todo = "move it away to train from the start"
+        if epochs:
+            todo += f", which writes over {', '.join(epochs[:4])}"
+        raise CheckpointError(f"{last} is damaged and there is no {PREVIOUS}", todo=todo)
+
+
+def _may_be_half(path: Path) -> bool:
+    """Whether a file is the beginning of one of torch.save: nothing yet, zeros, or a zip's."""
+    with open(path, "rb") as file:
+        head = file.read(2)
+    return head.strip(b"\x00") in (b"", b"P", b"PK")
 
 
 def forget_previous(output_dir: Path) -> None:
@@ -102,6 +109,9 @@ def project_averages(
     Args:
         model: the ESPnet model; a copy of its LM is used.
         project: projects the LM it is given, in place.
+
+    Raises:
+        CheckpointError: an average is damaged.
     """
     paths = [p for p in output_dir.glob("*.pth") if AVERAGE.fullmatch(p.name)]
     paths = [p for p in paths if not p.is_symlink()]
@@ -110,7 +120,7 @@ def project_averages(
     prefix = "lm."
     lm = copy.deepcopy(model.lm).cpu()
     for path in sorted(paths):
-        state = torch.load(path, map_location="cpu")
+        state = read_state(path)
         lm.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
         project(lm)
         state.update({prefix + k: v for k, v in lm.state_dict().items()})

@@ -17,6 +17,7 @@ from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import str2bool, str_or_none
 
 from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.hosts.espnet.lm.model import MpqLanguageModel
 from espnet_mpq.hosts.espnet.training import checkpoints
 from espnet_mpq.hosts.espnet.training.replay import Replay
@@ -286,14 +287,12 @@ def _attach_teacher(model, options: MpqTrainerOptions, distributed_option) -> No
 
 
 def _load_teacher(teacher: torch.nn.Module, path: str) -> None:
-    try:
-        state = torch.load(path, map_location="cpu")
-    except Exception as error:  # torch raises a zoo of types here
-        raise InputError(f"--mpq_teacher {path}", found=error, expected="a checkpoint") from error
-    state = {k[len("lm.") :]: v for k, v in state.items() if k.startswith("lm.")}
+    prefix = "lm."
+    state = read_state(path)
+    state = {k[len(prefix) :] if k.startswith(prefix) else k: v for k, v in state.items()}
     try:
         teacher.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # shapes and names; values that are no tensors
         raise MismatchError(
             f"--mpq_teacher {path} is not a checkpoint of this LM",
             found=str(error).splitlines()[-1].strip(),

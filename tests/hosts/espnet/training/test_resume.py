@@ -12,7 +12,7 @@ import pytest
 import torch
 from lm_runs import ADMM, EXTRA, PLAN, assert_same, checkpoint
 
-from espnet_mpq.errors import FormatError, MismatchError
+from espnet_mpq.errors import CheckpointError, MismatchError
 from espnet_mpq.training.admm import STATE_KEY
 
 
@@ -67,7 +67,10 @@ def test_raised_max_epoch_leaves_the_finishing_phase(train, fp, whole, tmp_path)
     assert any(not torch.equal(a, b) for n in before for a, b in zip(before[n], after[n]))
 
 
-@pytest.mark.parametrize("moment", ["in the epoch", "in checkpoint.pth", "before 2epoch.pth"])
+MOMENTS = ["in the epoch", "in the first checkpoint.pth", "in checkpoint.pth", "before 2epoch.pth"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_run_goes_on_from_the_last_checkpoint(train, fp, whole, tmp_path, moment):
     def killed():
         from espnet_mpq.training.admm import AdmmController
@@ -91,8 +94,8 @@ def test_killed_run_goes_on_from_the_last_checkpoint(train, fp, whole, tmp_path,
                 if moment == "before 2epoch.pth" and str(path).endswith("2epoch.pth"):
                     kill()
                 save(value, path, *args, **kwargs)
-                if moment == "in checkpoint.pth" and "optimizers" in value:
-                    if len(value["reporter"]["stats"]) == 2:
+                if moment.endswith(" checkpoint.pth") and "optimizers" in value:
+                    if len(value["reporter"]["stats"]) == (1 if "first" in moment else 2):
                         os.truncate(path, os.path.getsize(path) // 2)
                         kill()
 
@@ -105,13 +108,15 @@ def test_killed_run_goes_on_from_the_last_checkpoint(train, fp, whole, tmp_path,
     assert_same(tmp_path / "lm" / "3epoch.pth", whole / "3epoch.pth")
     for link in ("valid.loss.best.pth", "latest.pth"):
         assert os.readlink(tmp_path / "lm" / link) == os.readlink(whole / link)
+    half = tmp_path / "lm" / "checkpoint.half.pth"
+    assert half.exists() == ("first" in moment)
 
 
 def test_damaged_checkpoint_without_a_previous_one_is_one_clear_error(train, fp, whole, tmp_path):
     folder = tmp_path / "lm"
     shutil.copytree(whole, folder, symlinks=True)
     os.truncate(folder / "checkpoint.pth", 1000)
-    with pytest.raises(FormatError, match="checkpoint.pth is damaged"):
+    with pytest.raises(CheckpointError, match="checkpoint.pth is damaged.*writes over 2epoch.pth"):
         train(folder, PLAN, init_param=[str(fp)], **ADMM)
 
 
