@@ -34,11 +34,9 @@ _MAGIC = (
 def absence(path: Union[str, Path]) -> Optional[Verdict]:
     """What is at ``path`` if no file can be read there; None if one can, or nothing is there."""
     path = Path(path)
-    if path.is_symlink() and not path.exists():
-        target = os.readlink(path)
-        if _ANNEX.search(target):
-            return "a git-annex link whose content is not here", f"git annex get {_quoted(path)}"
-        return f"a link to {target}, which is not there", "copy the file itself, or mend the link"
+    found = broken_link(path)
+    if found:
+        return found
     if path.is_dir():
         return "a folder", None
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
@@ -46,12 +44,23 @@ def absence(path: Union[str, Path]) -> Optional[Verdict]:
     return None
 
 
+def broken_link(path: Union[str, Path]) -> Optional[Verdict]:
+    """What a link to nothing is; None for everything else."""
+    path = Path(path)
+    if not path.is_symlink() or path.exists():
+        return None
+    target = os.readlink(path)
+    if _ANNEX.search(target):
+        return "a git-annex link whose content is not here", f"git annex get {_quoted(path)}"
+    return f"a link to {target}, which is not there", "copy the file itself, or mend the link"
+
+
 def refuse_unfetched(path: Union[str, Path]) -> None:
     """Raise InputError for a broken link, or for what stands in place of a file not fetched.
 
     Says nothing of a missing file: its reader does.
     """
-    found = absence(path)
+    found = broken_link(path)
     if found is None and Path(path).is_file():
         with open(path, "rb") as file:
             found = pointer(file.read(HEAD_N_BYTES), path)

@@ -17,6 +17,7 @@ QUANTIZED_BITS = (1, 2, 4, 8)
 BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
 GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")
+MOST_COLS = 2**31 - 1  # of a group; one wider than its matrix means all columns
 SCALE_N_BYTES = {"float16": 2, "float32": 4}
 SOURCE_ROLES = ("checkpoint", "token_list", "text", "sensitivity")
 
@@ -51,12 +52,12 @@ class ClusterSpec:
                 f"plan, cluster {name}: group_size goes with tying 'group' and with no other",
                 found=f"tying {self.tying!r}, group_size {group!r}",
             )
-        is_count = isinstance(group, int) and not isinstance(group, bool) and group >= 1
+        is_count = type(group) is int and 1 <= group <= MOST_COLS
         if group is not None and not is_count:
             raise PlanError(
                 f"plan, cluster {name}: bad group_size",
                 found=repr(group),
-                expected="a number of columns of at least 1",
+                expected=f"a number of columns from 1 to {MOST_COLS}",
             )
 
     def to_dict(self) -> dict:

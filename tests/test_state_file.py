@@ -163,4 +163,6 @@ def test_pointers_in_place_of_other_files(tmp_path):
     (tmp_path / "config.yaml").symlink_to("nowhere")
     with pytest.raises(InputError, match="a link to nowhere"):
         refuse_unfetched(tmp_path / "config.yaml")
-    refuse_unfetched(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("missing", "pipe", "."):  # left to their readers
+        refuse_unfetched(tmp_path / name)

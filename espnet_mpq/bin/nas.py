@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Dict
 
-from espnet_mpq.bin.options import check_ngpu, read_yaml
+from espnet_mpq.bin.options import check_group, check_ngpu, read_yaml
 from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
 
@@ -130,6 +130,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("mpq nas needs one of --budget and --budget_bytes")
     if args.budget is not None and args.budget > MOST_BITS:
         raise InputError("--budget", found=args.budget, expected=f"at most {MOST_BITS}")
+    check_group(args)
     check_ngpu(args.ngpu)
     least = {"weights_epochs": 0, "nas_epochs": 2, "nas_updates": 1, "epoch_tokens": 1}
     for name, low in least.items():

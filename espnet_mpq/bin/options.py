@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import time
@@ -36,7 +37,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     namespace gets ``command_line``, the command as typed.
 
     Raises:
-        InputError: the file cannot be read, or unknown keys or options (with near matches).
+        InputError: the file cannot be read, unknown keys or options (with near matches), an
+            empty value, or one that is no UTF-8.
         SystemExit: argparse's own, for bad values and --help.
     """
     parser.allow_abbrev = False
@@ -45,16 +47,45 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     )
     argv = list(argv)
     from_file = read_config_options(parser, _config_of(argv))
+    _refuse_unknown_options(parser, argv)
     args, unknown = parser.parse_known_args(from_file + argv)
-    for word in unknown:
-        if word.startswith("--"):
-            known = [s for action in parser._actions for s in action.option_strings if len(s) > 2]
-            name = word.split("=")[0]
-            raise InputError(f"unknown option {name}", todo=near_matches(name, known))
     if unknown:
         parser.error("unexpected argument " + " ".join(unknown))
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        for one in value if isinstance(value, list) else [value]:
+            _check_text(max([*action.option_strings, action.dest], key=len), one)
     args.command_line = shlex.join([*parser.prog.split(), *argv])
     return args
+
+
+def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Before argparse, which would complain of a missing option in place of its misspelling."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    for word in argv:
+        if word == "--":
+            return
+        name = word.split("=")[0]
+        is_option = re.match(r"--?[A-Za-z_]", word) and " " not in name
+        if is_option and name not in known:
+            todo = near_matches("--" + name.lstrip("-"), [k for k in known if len(k) > 2])
+            if not name.startswith("--"):
+                todo += "; a value that begins with - is given as --option=VALUE"
+            raise InputError(f"unknown option {name}", todo=todo)
+
+
+def _check_text(name: str, value: object) -> None:
+    """Raise InputError for a text that is no value and no name of a file."""
+    if not isinstance(value, str):
+        return
+    if not value.strip():
+        raise InputError(name, found=f"{value!r}, an empty text", expected="a value")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(name, found=ascii(value), expected="a name in UTF-8") from error
+    if "\0" in value:
+        raise InputError(name, found=ascii(value), expected="a name without NUL")
 
 
 def _config_of(argv: Sequence[str]) -> Optional[str]:
@@ -70,6 +101,7 @@ def read_config_options(parser: argparse.ArgumentParser, path: Optional[str]) ->
     """The options of a YAML file as command line words; raises InputError."""
     if path is None:
         return []
+    _check_text("--config", path)
     values = read_yaml(path)
     actions = {action.dest: action for action in parser._actions if action.option_strings}
     positionals = {action.dest for action in parser._actions if not action.option_strings}
@@ -94,6 +126,12 @@ def _as_words(action: argparse.Action, value, where: str) -> List[str]:
         if not isinstance(value, bool):
             raise InputError(where, found=repr(value), expected="true or false")
         return [option] if value else []
+    for one in value if isinstance(value, list) else [value]:
+        is_text = isinstance(one, str) or (type(one) is int and action.type is None)
+        is_number = type(one) in (int, float) and action.type in (int, float)
+        if not is_text and not is_number:
+            kind = "a number" if action.type in (int, float) else "text, in quotes"
+            raise InputError(where, found=repr(one), expected=kind)
     if isinstance(value, list):
         if action.nargs is None:
             raise InputError(where, found="a list", expected="one value")
@@ -120,6 +158,26 @@ def read_yaml(path) -> dict:
             f"{path} does not hold options", found=repr(odd[0])[:80], expected="key: value"
         )
     return value
+
+
+def check_group(args: argparse.Namespace, may_follow_table: bool = False) -> None:
+    """Raise InputError unless --tying group and --group_size come together.
+
+    ``may_follow_table``: one of them alone may complete what a sensitivity table says.
+    """
+    from espnet_mpq.plan import MOST_COLS
+
+    tying, size = args.tying, args.group_size
+    if size is not None and not 1 <= size <= MOST_COLS:
+        raise InputError("--group_size", found=size, expected=f"1 .. {MOST_COLS} columns")
+    if tying == "group" and size is None and not may_follow_table:
+        raise InputError(
+            "--tying group needs --group_size",
+            expected="columns that share a scale, such as --group_size 64",
+        )
+    if size is not None and tying != "group" and not (tying is None and may_follow_table):
+        found = f"--group_size {size}" + ("" if tying is None else f" with --tying {tying}")
+        raise InputError("--group_size goes with --tying group", found=found)
 
 
 def check_ngpu(ngpu: int) -> None:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Pack and print where, how large and at how many effective bits."""
     from espnet_mpq.hosts.espnet.experiment.pack import PACKED_FILE, pack_experiment
-    from espnet_mpq.packed.receipt import receipt
+    from espnet_mpq.packed.receipt import receipt, times_smaller
 
     packed = pack_experiment(
         args.lm_exp,
@@ -44,6 +44,6 @@ def main(args: argparse.Namespace) -> None:
     totals = receipt(packed)["totals"]
     print(
         f"{args.output_dir}/{PACKED_FILE}: {totals['n_bytes']:,} bytes, "
-        f"{totals['effective_bits']:.4f} effective bits, {totals['compression']:.2f}x smaller "
+        f"{totals['effective_bits']:.4f} effective bits, {times_smaller(totals['compression'])} "
         f"than fp; see `mpq info {shlex.quote(str(args.output_dir))}`"
     )

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Dict, Optional
 
-from espnet_mpq.bin.options import provenance, read_yaml
+from espnet_mpq.bin.options import check_group, provenance, read_yaml
 from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
 from espnet_mpq.planning.measure import make_meter
@@ -133,6 +133,7 @@ def _add_up_badly(joint_kl: float, predicted: Optional[float]) -> bool:
 def _check_options(args: argparse.Namespace) -> None:
     from espnet_mpq.plan import BITS
 
+    check_group(args, may_follow_table=args.sensitivity is not None)
     budgets = [args.budget is not None, args.budget_bytes is not None, args.uniform is not None]
     if sum(budgets) != 1:
         raise InputError(
@@ -180,6 +181,8 @@ def _make_meter(args, exp, planner, table):
 
 def format_summary(summary: Dict) -> str:
     """The plan as a table, with its totals and predicted and measured harm."""
+    from espnet_mpq.packed.receipt import times_smaller
+
     rows = summary["rows"]
     width = max(len("cluster"), *(len(row["cluster"]) for row in rows))
     harm = "KL" if summary["method"] in (None, "kl") else f"harm ({summary['method']})"
@@ -195,7 +198,7 @@ def format_summary(summary: Dict) -> str:
     lines += [
         f"float (biases, norms) {kept:,} bytes, header {summary['header_n_bytes']:,} bytes",
         f"whole file: {summary['n_bytes']:,} bytes, {summary['effective_bits']:.4f} effective bits,"
-        f" {summary['ratio']:.2f}x smaller than fp ({summary['fp_n_bytes']:,} bytes)",
+        f" {times_smaller(summary['ratio'])} than fp ({summary['fp_n_bytes']:,} bytes)",
     ]
     if summary["predicted"] is not None:
         lines.append(

@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from espnet_mpq.bin.options import Parser, check_ngpu, parse, read_yaml
+from espnet_mpq.bin.options import Parser, check_group, check_ngpu, parse, read_yaml
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
@@ -131,6 +131,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     """What can be refused before anything is read; raises InputError."""
+    check_group(args)
     if args.uniform and args.bits not in QUANTIZED_BITS:
         raise InputError(
             "--uniform gives every cluster the same bits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 
-from espnet_mpq.bin.options import provenance
+from espnet_mpq.bin.options import check_group, provenance
 from espnet_mpq.errors import InputError
 from espnet_mpq.planning.measure import fill_curvature, fill_kl, report_curvature
 
@@ -132,6 +132,7 @@ def measure_table(args: argparse.Namespace, output):
         raise InputError("--max_probes", found=args.max_probes, expected="at least 1")
     if not args.precision >= 0:
         raise InputError("--precision", found=args.precision, expected="at least 0")
+    check_group(args)
     bits = sorted(set(args.bits))
     group = args.group_size
     specs = {b: ClusterSpec(b, args.grid, args.tying, group) for b in bits}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 import torch
 
@@ -12,6 +12,7 @@ from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.quant.scale import spread
 
 
 def dequantize_part(
@@ -24,14 +25,7 @@ def dequantize_part(
     grid = make_grid(spec.grid, spec.bits)
     levels = grid.levels_tensor(codes.device, torch.float32)[codes.long()]
     scales = tensors[scales_name(cluster, part, spec)].float()
-    return levels * spread_scales(scales, part.cols, spec.group_size)
-
-
-def spread_scales(scales: torch.Tensor, cols: int, group_size: Optional[int]) -> torch.Tensor:
-    """Scales (rows, groups) -> one per column (rows, cols); (rows, 1) and (1, 1) as they are."""
-    if group_size is None:
-        return scales
-    return scales.repeat_interleave(group_size, dim=1)[:, :cols]
+    return levels * spread(scales, part.cols, spec.group_size)
 
 
 def dequantize(packed: PackedModel) -> Dict[str, torch.Tensor]:

@@ -67,6 +67,13 @@ def receipt(packed: PackedModel) -> dict:
     }
 
 
+def times_smaller(compression: float) -> str:
+    """fp bytes / packed bytes in words: "7.90x smaller", or "8.33x larger" below 1."""
+    if compression < 1:
+        return f"{1 / compression:.2f}x larger"
+    return f"{compression:.2f}x smaller"
+
+
 def format_receipt(value: dict) -> str:
     """The receipt as a table for people; ends without a newline."""
     lines = [
@@ -96,7 +103,7 @@ def format_receipt(value: dict) -> str:
     lines.append(f"effective bits   {totals['effective_bits']:.4f} (every stored byte counted)")
     lines.append(
         f"size             {totals['n_bytes']:,} bytes, fp {totals['fp_n_bytes']:,} bytes, "
-        f"{totals['compression']:.2f}x smaller"
+        f"{times_smaller(totals['compression'])}"
     )
     kept = sum(row["n_weights"] for row in value["rest"])
     lines.append(f"kept in float    {kept:,} weights in {len(value['rest'])} tensors")

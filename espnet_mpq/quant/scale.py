@@ -104,6 +104,17 @@ def scale_shapes(
     return [(1, 1) for _ in shapes]
 
 
+def spread(scales: torch.Tensor, cols: int, group_size: Optional[int] = None) -> torch.Tensor:
+    """Scales of one matrix so that they multiply its (rows, cols) levels; no copy without groups.
+
+    Args:
+        scales: (1, 1), (rows, 1) or, with ``group_size``, (rows, ceil(cols / group_size)).
+    """
+    if group_size is None:
+        return scales
+    return scales.repeat_interleave(min(group_size, cols), dim=1)[:, :cols]
+
+
 def to_blocks(
     mats: Sequence[torch.Tensor], tying: str, group_size: Optional[int] = None
 ) -> Blocks:

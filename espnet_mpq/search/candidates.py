@@ -9,6 +9,7 @@ import torch
 from espnet_mpq.clusters import Cluster, unique_parameters
 from espnet_mpq.quant.fake_quant import project_cluster, straight_through
 from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.quant.scale import spread
 from espnet_mpq.search.nas_options import NasOptions
 
 Mats = List[torch.Tensor]  # one (rows, cols) per part of the cluster
@@ -106,9 +107,7 @@ class Candidates:
         grid = make_grid(spec.grid, bits)
         values = []
         for weight, scale in zip(self._weights(name), self._scales[name, bits]):
-            scale = scale.to(weight.device)
-            if spec.group_size is not None:
-                scale = scale.repeat_interleave(spec.group_size, dim=1)[:, : weight.shape[1]]
+            scale = spread(scale.to(weight.device), weight.shape[1], spec.group_size)
             divisor = torch.where(scale > 0, scale, torch.full_like(scale, float("inf")))
             value = grid.levels_of(grid.codes_of(weight.float() / divisor)).mul_(scale)
             values.append(value.to(weight.dtype))

@@ -6,7 +6,8 @@ from typing import Dict, List
 
 import torch
 
-from espnet_mpq.training.on_grid import Mats, Table, level_of, spread_scale
+from espnet_mpq.quant.scale import spread
+from espnet_mpq.training.on_grid import Mats, Table, level_of
 
 
 class Finishing:
@@ -61,8 +62,8 @@ class Finishing:
             for name, mats in gradients.items():
                 spec = plan.clusters[name]
                 for scale, code, gradient in zip(self._scales(name), self.table.codes[name], mats):
-                    spread = spread_scale(scale, code.shape[1], spec.group_size)
-                    outputs.append(spread * level_of(code, spec))
+                    scales = spread(scale, code.shape[1], spec.group_size)
+                    outputs.append(scales * level_of(code, spec))
                     upstream.append(gradient.float())
             if not outputs:
                 return

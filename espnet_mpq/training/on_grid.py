@@ -11,6 +11,7 @@ from espnet_mpq.clusters import find_clusters, get_mats, set_mats
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.fake_quant import project_cluster, project_model_tied
 from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.quant.scale import spread
 
 Mats = Dict[str, List[torch.Tensor]]  # cluster name -> one (rows, cols) matrix per part
 
@@ -45,19 +46,12 @@ class Table:
         spec = self.plan.clusters[name]
         scales = self.scales[name] if scales is None else scales
         return [
-            spread_scale(scale, code.shape[1], spec.group_size) * level_of(code, spec)
+            spread(scale, code.shape[1], spec.group_size) * level_of(code, spec)
             for scale, code in zip(scales, self.codes[name])
         ]
 
     def to_dict(self) -> dict:
         return {"scales": self.scales, "codes": self.codes}
-
-
-def spread_scale(scale: torch.Tensor, cols: int, group_size: Optional[int]) -> torch.Tensor:
-    """Repeat group scales (rows, n_groups) over their columns; others broadcast as they are."""
-    if group_size is None:
-        return scale
-    return scale.repeat_interleave(group_size, dim=1)[:, :cols]
 
 
 def level_of(code: torch.Tensor, spec: ClusterSpec) -> torch.Tensor:

@@ -61,7 +61,11 @@ def test_options(fails, tmp_path, fp_exp, text_file):
     fails(sensitivity(fp_exp.path, text_file, "--job", 2), "--job and --n_jobs")
     fails(sensitivity(fp_exp.path, text_file, "--job", 3, "--n_jobs", 2), "job 3 of 2")
     fails(sensitivity(fp_exp.path, text_file, "--max_tokens", -1), "--max_tokens", "-1")
-    fails(sensitivity(fp_exp.path, text_file, "--tying", "group"), "group_size")
+    fails(sensitivity(fp_exp.path, text_file, "--tying", "group"), "needs --group_size")
+    fails(["quantize", fp_exp.path, "--bitz", 2], "--bitz", "did you mean '--bits'?")
+    quantize = ["quantize", fp_exp.path, "--text", text_file, "--bits", 9]
+    fails([*quantize, "--output", ""], "--output: found ''")
+    fails([*quantize, "--output", "q", "--tying", "group"], "needs --group_size")
     fails(sensitivity(fp_exp.path, text_file, "--tying", "group", "--group_size", 0), "group_size")
     fails(["sensitivity", "--output", tmp_path / "s.json", "--merge", 2], "s.1.json", "s.2.json")
     (tmp_path / "c.yaml").write_text("lm_exq: a\n")

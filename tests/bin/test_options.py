@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from espnet_mpq.bin.options import Parser, parse, progress, provenance
+from espnet_mpq.bin.options import Parser, check_group, parse, progress, provenance
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file
 
@@ -73,9 +75,9 @@ def test_missing_file_and_unknown_option(tmp_path):
 
 
 def test_bad_values_are_usage_errors_wherever_they_stand(config, capsys):
-    for argv in (["--bits", "3"], ["--config", config("bits: [3]")], ["--tex", "t"], ["--config"]):
+    for argv in (["--bits", "3"], ["--config", config("bits: [3]")], ["--config"]):
         with pytest.raises(SystemExit) as stop:
-            parse(make_parser(), ["--text", "t", *argv] if argv[0] != "--tex" else argv)
+            parse(make_parser(), ["--text", "t", *argv])
         assert stop.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
 
@@ -111,3 +113,64 @@ def test_provenance_has_options_and_hashes(tmp_path):
 def test_progress_passes_everything_and_ends_with_a_line(capsys):
     assert list(progress(iter("abc"), 3, "work")) == ["a", "b", "c"]
     assert capsys.readouterr().err.splitlines()[-1] == "work: 3/3, 0 s to go"
+
+
+def test_a_misspelt_option_is_named_before_one_that_is_missing():
+    for words, name, todo in (
+        (["--txet", "a"], "--txet", "did you mean '--text'"),
+        (["--tex", "t"], "--tex", "did you mean '--text'"),  # no abbreviations
+        (["--text", "a", "--bugdet=2"], "--bugdet", "did you mean '--budget'"),
+        (["-text", "a"], "-text", "did you mean '--text'"),
+        (["--text", "-x.txt"], "-x.txt", "given as --option=VALUE"),
+    ):
+        with pytest.raises(InputError, match=f"unknown option {name}: .*{todo}"):
+            parse(make_parser(), words)
+    args = parse(make_parser(), ["--text=-x.txt", "--budget", "-1", "--", "--folder"])
+    assert (args.text, args.budget, args.folder) == ("-x.txt", -1.0, "--folder")
+
+
+@pytest.mark.parametrize("value, part", [("", "empty"), ("  ", "empty"), ("a\udcff", "UTF-8")])
+def test_values_that_are_no_names(value, part):
+    for words, name in ((["--text", value], "--text"), (["--text", "t", value], "folder")):
+        with pytest.raises(InputError, match=f"^{name}: found .*{part}"):
+            parse(make_parser(), words)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("text: on", "text: found True; expected text, in quotes"),
+        ("text: 2021-01-01", "found datetime.date.*expected text, in quotes"),
+        ("method: no", "method: found False; expected text"),
+        ("budget: yes", "budget: found True; expected a number"),
+        ("bits: [1, yes]", "bits: found True; expected a number"),
+        ("text: ''", "--text: found '', an empty text"),
+    ],
+)
+def test_yaml_values_of_another_kind(config, text, message):
+    with pytest.raises(InputError, match=message):
+        parse(make_parser(), ["--config", config(text), *([] if "text" in text else ["--text=t"])])
+
+
+def test_numbers_in_any_spelling(config):
+    for text, budget in (("1e-3", 1e-3), (".5", 0.5), ("1_000", 1000.0), ("'2'", 2.0)):
+        args = parse(make_parser(), ["--text", "t", "--config", config(f"budget: {text}")])
+        assert args.budget == budget
+
+
+def test_group_and_its_size_come_together():
+    def namespace(tying, size):
+        return argparse.Namespace(tying=tying, group_size=size)
+
+    for tying, size, message in (
+        ("group", None, "--tying group needs --group_size: expected columns"),
+        ("row", 64, "goes with --tying group: found --group_size 64 with --tying row"),
+        (None, 64, "goes with --tying group: found --group_size 64$"),
+        ("group", 0, "--group_size: found 0; expected 1 .. 2147483647"),
+        ("group", 10**12, "--group_size: found 1000000000000"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_group(namespace(tying, size))
+    check_group(namespace("group", 64))
+    check_group(namespace("group", None), may_follow_table=True)
+    check_group(namespace(None, 64), may_follow_table=True)

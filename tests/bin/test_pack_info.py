@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from espnet_mpq.bin import info, pack
+from espnet_mpq.bin.mpq import main
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.packed.format import save_packed
 from espnet_mpq.plan import ClusterSpec
@@ -103,3 +104,15 @@ def test_pack_command(fp_exp, tmp_path, capsys):
     assert "effective bits" in capsys.readouterr().out
     run(info, tmp_path / "o")
     assert "embedding" in capsys.readouterr().out
+
+
+def test_a_file_that_grew_is_called_larger(fp_exp, tmp_path, capsys):
+    from espnet_mpq.packed.receipt import times_smaller
+
+    assert (times_smaller(7.9), times_smaller(1), times_smaller(0.12)) == (
+        *("7.90x smaller", "1.00x smaller"),
+        "8.33x larger",
+    )
+    words = ["plan", "--lm_exp", fp_exp.path, "--uniform", 32, "--output_dir", tmp_path / "p"]
+    assert main([str(w) for w in words]) == 0
+    assert "x larger than fp" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.quant.scale import TYINGS, scale_shapes, to_blocks
+from espnet_mpq.quant.scale import TYINGS, scale_shapes, spread, to_blocks
 
 shapes = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 13)), min_size=1, max_size=3)
 
@@ -89,3 +89,11 @@ def test_refuses():
         to_blocks([torch.ones(3)], "row")
     with pytest.raises(InputError, match="wrong shape"):
         to_blocks([mat], "row").join_scales([torch.ones(1, 2)])
+
+
+def test_spread_gives_every_column_its_scale():
+    scales = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert spread(scales, 5, 2).tolist() == [[1, 1, 2, 2, 3], [4, 4, 5, 5, 6]]
+    assert spread(scales[:, :1], 5).shape == (2, 1)
+    wide = spread(scales[:, :1], 5, 2**31 - 1)  # a group wider than the matrix: no more memory
+    assert wide.tolist() == [[1] * 5, [4] * 5]

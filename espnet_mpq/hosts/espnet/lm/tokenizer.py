@@ -76,9 +76,11 @@ def _find_file(name: str, option: str, where: str) -> Path:
         places += [parent / name for parent in [folder, *folder.parents][:4]]
     places.append(folder / Path(name).name)
     for place in places:
-        refuse_unfetched(place)
         if place.is_file():
+            refuse_unfetched(place)
             return place
+    for place in places:
+        refuse_unfetched(place)
     looked = ", ".join(dict.fromkeys(str(p.absolute()) for p in places))
     raise InputError(
         f"the {option} file of {where} is missing",
