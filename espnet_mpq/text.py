@@ -7,10 +7,10 @@ import logging
 import random
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from espnet_mpq.errors import InputError, near_matches
-from espnet_mpq.io import read_lines
+from espnet_mpq.io import atomic_write, read_lines
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("espnet_mpq")
 TEXT_FORMATS = ("auto", "plain", "kaldi")
 VALID_FRACTION, VALID_MAX_SENTENCES = 0.05, 1000
+_MANY = 20  # lines of plain text of which some begin with the same word
 _JOINED = re.compile(r"[^\W_][-_]+[^\W_]")  # spk-a, dev_clean: letters or digits joined
 Sentences = Sequence[Tuple[str, str]]  # (name of the utterance, its words)
 
@@ -72,14 +73,26 @@ class TokenizedText:
 
 
 def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[str, str]]:
+    """`read_text_and_format` without the format."""
+    return read_text_and_format(path, text_format)[0]
+
+
+def read_text_and_format(
+    path: Union[str, Path], text_format: str = "auto"
+) -> Tuple[List[Tuple[str, str]], str]:
     """Read sentences: plain text (one per line) or the host's ``utt text`` lines; .gz too.
 
     ``auto`` takes ``utt text`` when the first words of the lines differ and nearly all look
-    like identifiers (see `guess_format`); a warning says when that is not clear. Empty sentences
-    are left out and counted in a warning. Plain sentences are named by their line number.
+    like identifiers (see `guess_format`); a warning says when that is not clear. White space
+    around a sentence is no part of it, as in the host. Empty sentences are left out and counted
+    in a warning; names that come again are kept, with a warning. Plain sentences are named by
+    their line number.
+
+    Returns:
+        (name, sentence) pairs, and the format that was read: "plain" or "kaldi".
 
     Raises:
-        InputError: no such file, not UTF-8, or no sentence in it.
+        InputError: as `io.read_lines`, or no sentence in it.
     """
     path = Path(path)
     if text_format not in TEXT_FORMATS:
@@ -87,69 +100,141 @@ def read_text(path: Union[str, Path], text_format: str = "auto") -> List[Tuple[s
             f"unknown text format {text_format!r}", todo=near_matches(text_format, TEXT_FORMATS)
         )
     lines = [line.strip() for line in read_lines(path)]
-    n_lines = len(lines)
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line]
     if text_format == "auto":
-        text_format, mixed = guess_format([line for _, line in numbered])
-        if mixed:
+        text_format, doubt = guess_format([line for _, line in numbered])
+        if doubt:
             LOG.warning(
-                "%s: read as %s text, but the evidence is mixed (first words like ids, repeated "
-                "ones, bare numbers): give --text_format plain or kaldi",
-                *(path, text_format),
+                "%s: read as %s text, but %s: give --text_format plain or kaldi",
+                *(path, text_format, doubt),
             )
         else:
             LOG.info("%s: read as %s text (--text_format changes this)", path, text_format)
     if text_format == "kaldi":
-        pairs = [(line.split(maxsplit=1) + [""])[:2] for _, line in numbered]
-        sentences = [(utt, text) for utt, text in pairs if text]
+        named = [(n, *(line.split(maxsplit=1) + [""])[:2]) for n, line in numbered]
+        _warn_of_repeated_names(path, named)
+        sentences = [(utt, text) for _, utt, text in named if text]
     else:
         sentences = [(f"line{n:07d}", line) for n, line in numbered]
-    n_empty = n_lines - len(sentences)
+    n_empty = len(lines) - len(sentences)
     if n_empty:
-        LOG.warning("%s: %d of %d lines are empty, left out", path, n_empty, n_lines)
+        LOG.warning("%s: %d of %d lines are empty, left out", path, n_empty, len(lines))
     if not sentences:
         raise InputError(
             f"{path} has no sentence",
-            found=f"{n_lines} lines, all empty" if n_lines else "an empty file",
+            found=f"{len(lines)} lines, all empty" if lines else "an empty file",
             expected="one sentence a line, or `utt text` lines",
             todo="" if text_format == "plain" else "check --text_format",
         )
-    return sentences
+    return sentences, text_format
 
 
-def guess_format(lines: Sequence[str]) -> Tuple[str, bool]:
-    """("kaldi" or "plain", whether the evidence is mixed), judged by the first words of all lines.
+def _warn_of_repeated_names(path: Path, named: Sequence[Tuple[int, str, str]]) -> None:
+    first: Dict[str, int] = {}
+    again = [(n, utt) for n, utt, _ in named if first.setdefault(utt, n) != n]
+    if again:
+        number, utt = again[0]
+        LOG.warning(
+            "%s: %d of %d names of utterances are there already (line %d: %s, as in line %d); all "
+            "sentences are kept",
+            *(path, len(again), len(named), number, utt, first[utt]),
+        )
 
-    "kaldi": under 1% of them are repeated, and they are numbers that rise or are of one width,
-    or 90% look like identifiers: letters or signs with digits, or parts joined by - or _.
+
+def guess_format(lines: Sequence[str]) -> Tuple[str, str]:
+    """("kaldi" or "plain", why that may be wrong or ""), judged by the first words of all lines.
+
+    "kaldi": 90% of them look like identifiers, letters or signs with digits or parts joined by -
+    or _, and most differ; or they are distinct numbers that rise or are of one width.
     """
     first = [line.split(maxsplit=1)[0] for line in lines]
     if not first:
-        return "plain", False
-    n_repeated = len(first) - len(set(first))
-    distinct = n_repeated < 0.01 * len(first)
-    # A number or a joined word alone may begin any sentence.
+        return "plain", ""
+    n_distinct = len(set(first))
+    repeated = "" if n_distinct == len(first) else "some first words are there more than once"
     several = len(first) > 1
-    if several and all(word.isdecimal() for word in first):
-        numbers = [int(word) for word in first]
+    if all(word.isdecimal() for word in first):
+        # Values as text: int() refuses very long ones.
+        numbers = [(len(word), word) for word in (word.lstrip("0") for word in first)]
         rising = all(a < b for a, b in zip(numbers, numbers[1:]))
         one_width = len({len(word) for word in first}) == 1
         padded = one_width and any(word.startswith("0") for word in first)
-        # Two sentences may well begin with years.
-        if distinct and (padded or (len(first) > 2 and (rising or one_width))):
-            return "kaldi", not (rising or padded) or n_repeated > 0
-        return "plain", distinct
+        distinct = len(first) - n_distinct < 0.01 * len(first)
+        # Two sentences may well begin with years; one number may begin any sentence.
+        if several and distinct and (padded or (len(first) > 2 and (rising or one_width))):
+            return "kaldi", repeated or ("" if rising or padded else "its numbers do not rise")
+        return "plain", "every line begins with a number"
     n_like_ids = sum(_looks_like_id(word, several) for word in first)
-    if distinct and n_like_ids >= 0.9 * len(first):
-        return "kaldi", n_repeated > 0 or n_like_ids < 0.98 * len(first)
-    return "plain", n_like_ids >= 0.5 * len(first)
+    # Twice the same text is still text with names.
+    mostly_distinct = n_distinct == len(first) or n_distinct >= max(2, len(first) / 2)
+    if n_like_ids >= 0.9 * len(first) and mostly_distinct:
+        if n_like_ids < 0.98 * len(first):
+            repeated = repeated or "some first words do not look like names"
+        elif not any(char.isdigit() for word in first for char in word):
+            repeated = repeated or "the first words, taken for names, may be joined words"
+        return "kaldi", repeated
+    if n_like_ids >= 0.5 * len(first):
+        return "plain", "many first words look like names of utterances"
+    if all(_ends_in_name(line) for line in lines):
+        return "plain", "every line ends in a word in brackets, as in trn files"
+    if n_distinct == len(first) >= _MANY and any(len(line.split()) > 1 for line in lines):
+        return "plain", "no two lines begin with the same word, as if these were names"
+    return "plain", ""
+
+
+def share_of_ids(words: Sequence[str]) -> float:
+    """The share of ``words`` that look like names of utterances (numbers do, too), 0 to 1."""
+    return sum(word.isdecimal() or _looks_like_id(word, True) for word in words) / len(words)
 
 
 def _looks_like_id(word: str, joined: bool) -> bool:
+    """``joined``: whether letters joined by - or _ are enough (one may begin any sentence)."""
     has_digit = any(c.isdigit() for c in word)
     if has_digit and any(not c.isdigit() for c in word):
         return True
     return joined and _JOINED.search(word) is not None
+
+
+def _ends_in_name(line: str) -> bool:
+    last = line.rsplit(maxsplit=1)[-1]
+    return last.startswith("(") and last.endswith(")") and len(last) > 2
+
+
+def with_host_names(sentences: Sentences) -> List[Tuple[str, str]]:
+    """The sentences under names that a host can take: theirs, or else their numbers, all of them.
+
+    A host uses names as keys and as parts of file names, so they must differ, be printable and
+    short, and hold no "/".
+    """
+    names = [utt for utt, _ in sentences]
+    if len(set(names)) == len(names) and all(_is_host_name(name) for name in names):
+        return list(sentences)
+    LOG.info("names of utterances are replaced by numbers: some repeat or are no file names")
+    return [(f"sentence{n:07d}", text) for n, (_, text) in enumerate(sentences, 1)]
+
+
+def _is_host_name(name: str) -> bool:
+    if not name.isprintable() or len(name.encode("utf-8")) > 200:
+        return False
+    return len(name.split()) == 1 and "/" not in name and name not in (".", "..")
+
+
+def write_text(path: Union[str, Path], sentences: Sentences) -> None:
+    """Write `utt text` lines for a host.
+
+    Raises:
+        InputError: a sentence that the host would not read back as it is (empty, of several
+            lines, or with white space around it), with its number; as `io.atomic_write`.
+    """
+    for number, (utt, text) in enumerate(sentences, 1):
+        line = f"{utt} {text}"
+        if line.rstrip().split(maxsplit=1) != [utt, text] or "\n" in line or "\r" in line:
+            raise InputError(
+                f"sentence {number} cannot be a line of {path}",
+                found=repr(line[:60]),
+                expected="a name and words, without line ends",
+            )
+    atomic_write(path, "".join(f"{utt} {text}\n" for utt, text in sentences))
 
 
 def split_valid(

@@ -196,11 +196,10 @@ def _split(args: argparse.Namespace) -> Dict[str, list]:
 
 
 def _write_text(parts: Dict[str, list], folder: Path) -> None:
-    from espnet_mpq.io import atomic_write
+    from espnet_mpq.text import with_host_names, write_text
 
     for name, sentences in parts.items():
-        lines = "".join(f"{utt} {line}\n" for utt, line in sentences)
-        atomic_write(folder / "text" / f"{name}.txt", lines)
+        write_text(folder / "text" / f"{name}.txt", with_host_names(sentences))
 
 
 def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> Dict[str, Path]:

@@ -56,9 +56,9 @@ def measure(
     from espnet_mpq.hosts.espnet.experiment import opened
     from espnet_mpq.hosts.espnet.lm import perplexity
     from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
-    from espnet_mpq.text import read_text
+    from espnet_mpq.text import read_text_and_format
 
-    sentences = read_text(text, text_format)
+    sentences, text_format = read_text_and_format(text, text_format)
     exp = opened.load_lm(lm_exp, lm_file)
     tokenized = tokenize(exp, sentences)
     numbers = perplexity.measure(exp, tokenized, batch_size=batch_size)
@@ -73,6 +73,7 @@ def measure(
             "lm_file_sha256": sha256_file(exp.checkpoint),
             "text": str(text),
             "text_sha256": sha256_file(text),
+            "text_format": text_format,
             "token_list_sha256": token_list_sha256(exp.token_list),
         },
     }
@@ -80,11 +81,12 @@ def measure(
 
 def to_text(result: dict) -> str:
     """The numbers as a few lines for people."""
-    n_ends = result["n_sentences"]
+    n_ends, record = result["n_sentences"], result["provenance"]
     per_token = _with_error(result["ppl"], result["ppl_stderr"], n_ends)
     per_word = _with_error(result["word_ppl"], result["word_ppl_stderr"], n_ends)
     lines = [
-        f"{result['provenance']['lm_exp']}/{result['provenance']['lm_file']}",
+        f"{record['lm_exp']}/{record['lm_file']}",
+        f"text                  {record['text']}, read as {record['text_format']} lines",
         f"perplexity per token  {per_token}"
         f"  ({_some(result['n_tokens'], 'token')}, {n_ends} of them"
         f" {'a sentence end' if n_ends == 1 else 'sentence ends'})",

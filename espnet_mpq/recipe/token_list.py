@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import List, Sequence
 
+from espnet_mpq.errors import MpqError
+from espnet_mpq.io import read_lines
+
 
 def characters(sentences: Sequence[str]) -> List[str]:
     """All characters, the most frequent first; a space is written <space>."""
@@ -53,8 +56,11 @@ def main() -> None:
     parser.add_argument("--n_units", type=int, default=100, help="sentencepiece units or words")
     args = parser.parse_args()
 
-    lines = args.text.read_text().splitlines()
-    sentences = [line.split(maxsplit=1)[1] for line in lines if " " in line]
+    try:
+        pairs = [line.rstrip().split(maxsplit=1) for line in read_lines(args.text)]
+    except MpqError as error:
+        sys.exit(str(error))
+    sentences = [pair[1] for pair in pairs if len(pair) == 2]
     if not sentences:
         sys.exit(f"{args.text}: no line of the form 'utt words...'")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,7 @@ def main() -> None:
     else:
         units = pieces(sentences, args.n_units, args.output)
     tokens = ["<blank>", "<unk>", *units, "<sos/eos>"]
-    (args.output / "tokens.txt").write_text("\n".join(tokens) + "\n")
+    (args.output / "tokens.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     print(f"{args.output / 'tokens.txt'}: {len(tokens)} tokens")
 
 

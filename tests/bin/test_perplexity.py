@@ -45,7 +45,8 @@ def test_same_number_as_the_host(host, fp_exp, kaldi_text_file, text_file, tmp_p
     printed = capsys.readouterr().out
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["ppl"] == pytest.approx(expected, rel=1e-6)
-    assert f"{written['ppl']:.4f}" in printed
+    assert f"{written['ppl']:.4f}" in printed and "text, read as kaldi lines" in printed
+    assert written["provenance"]["text_format"] == "kaldi"
     assert (
         written["n_sentences"] == 60 and written["provenance"]["lm_file"] == fp_exp.checkpoint.name
     )
@@ -76,7 +77,8 @@ def test_unknown_words_are_said(host, fp_exp, tmp_path, capsys):
 
 def printed(nll_nats, n_tokens, n_words):
     result = perplexity(nll_nats, n_tokens, n_words).to_dict()
-    return command.to_text({**result, "provenance": {"lm_exp": "exp", "lm_file": "x.pth"}})
+    record = {"lm_exp": "exp", "lm_file": "x.pth", "text": "text", "text_format": "plain"}
+    return command.to_text({**result, "provenance": record})
 
 
 def test_one_sentence_has_no_standard_error():

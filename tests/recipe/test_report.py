@@ -64,3 +64,18 @@ def test_token_list_in_the_order_of_the_host(tmp_path, monkeypatch, capsys):
     text.write_text("u1\n")
     with pytest.raises(SystemExit, match="no line of the form"):
         token_list.main()
+
+
+def test_token_list_of_any_white_space(tmp_path, monkeypatch):
+    """Lines and names as the host reads them; what it then gives its tokenizer has a token."""
+    text = tmp_path / "text"
+    text.write_bytes("\ufeffu1\tb\u2028b \r\nu2 \r\nu3 b\x85\n".encode("utf-8"))
+    words = ["token_list", "--text", str(text), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", words)
+    token_list.main()
+    with open(tmp_path / "out" / "tokens.txt", encoding="utf-8") as file:
+        tokens = [line[0] + line[1:].rstrip() for line in file]
+    assert tokens == ["<blank>", "<unk>", "b", "\u2028", "<sos/eos>"]
+    text.write_bytes(b"u1 a\nu2 b\rc\n")
+    with pytest.raises(SystemExit, match="line 2: found a carriage return"):
+        token_list.main()

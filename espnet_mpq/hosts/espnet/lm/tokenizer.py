@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.file_kind import refuse_unfetched
 from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.io import read_lines
 from espnet_mpq.text import TokenizedText
 
 LOG = logging.getLogger("espnet_mpq")
@@ -37,6 +38,7 @@ def build_tokenizer(args: argparse.Namespace, where: str = "config.yaml"):
         raise InputError(f"{where} has no token_type", expected="bpe, char or word")
     for option, path in find_tokenizer_files(args, where).items():
         setattr(args, option, path)
+    _check_symbols(getattr(args, "non_linguistic_symbols", None), where)
     try:
         preprocess = LMTask.build_preprocess_fn(args, False)
         preprocess("utt", {"text": "a"})  # cleaners are looked up at the first sentence
@@ -89,6 +91,18 @@ def _find_file(name: str, option: str, where: str) -> Path:
     )
 
 
+def _check_symbols(symbols, where: str) -> None:
+    """An empty non-linguistic symbol is found everywhere: the host's tokenizer would not end."""
+    lines = read_lines(symbols) if isinstance(symbols, str) else symbols or []
+    for number, line in enumerate(lines, 1):
+        if not line.rstrip():
+            raise InputError(
+                f"{symbols if isinstance(symbols, str) else where}, non-linguistic symbols",
+                found=f"an empty one in line {number}",
+                todo="remove it",
+            )
+
+
 def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
     """Turn sentences into ids with the tokenizer of ``exp`` (an Experiment); unknown words are
     counted and reported, and go in as <unk>, as the host does.
@@ -102,7 +116,7 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
     def ids_of(utt: str, text: str) -> torch.Tensor:
         return torch.from_numpy(preprocess(utt, {"text": text})["text"]).long()
 
-    oov_by_word: dict = {}
+    oov_by_word: Dict[str, bool] = {}  # and white space but the blank
     ids, n_words = [], []
     n_oov_tokens = n_oov_words = 0
     for utt, text in sentences:
@@ -111,14 +125,14 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
         n_unk = int((tokens == unk).sum()) if unk is not None else 0
         if n_unk:
             n_oov_tokens += n_unk
-            for word in words:
+            for word in [*words, *_odd_spaces(text)]:
                 if word not in oov_by_word:
                     oov_by_word[word] = bool((ids_of(utt, word) == unk).any())
-                n_oov_words += oov_by_word[word]
+            n_oov_words += sum(oov_by_word[word] for word in words)
         ids.append(tokens)
         n_words.append(len(words))
     if n_oov_tokens:
-        examples = [word for word, is_oov in oov_by_word.items() if is_oov][:5]
+        examples = [_shown(word) for word, is_oov in oov_by_word.items() if is_oov][:5]
         n_tokens = sum(len(x) for x in ids)
         LOG.warning(
             "%d of %d tokens (in %d of %d words) are unknown to the LM, scored as <unk>: %s ...",
@@ -133,3 +147,12 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
                 todo="check the language and letter case (upper, lower) of the text",
             )
     return TokenizedText([utt for utt, _ in sentences], ids, n_words, n_oov_tokens, n_oov_words)
+
+
+def _odd_spaces(text: str) -> List[str]:
+    """White space within a sentence that is no blank; a character LM has no token for it."""
+    return sorted({c for c in text if c.isspace() and c != " "})
+
+
+def _shown(word: str) -> str:
+    return word if word.isprintable() else ascii(word)

@@ -6,14 +6,14 @@ import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Collection, Dict, List, Optional, Union
+from typing import Collection, Dict, List, Optional, Sequence, Union
 
 from espnet_mpq.errors import InputError, MpqError
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
 from espnet_mpq.hosts.espnet.lm.tokenizer import find_tokenizer_files, tokenize
 from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.io import atomic_write, sha256_bytes, sha256_file
-from espnet_mpq.text import Sentences
+from espnet_mpq.text import Sentences, with_host_names, write_text
 
 LOG = logging.getLogger("espnet_mpq")
 BATCH_TOKENS = 1600  # predicted tokens of one update
@@ -57,7 +57,7 @@ def train_lm(
 
     folder = Path(folder).resolve()
     data, output = folder / "data", folder / "exp"
-    atomic_write(data / "tokens.txt", "".join(f"{token}\n" for token in exp.token_list))
+    _write_token_list(exp.token_list, data / "tokens.txt")
     tokenizer = find_tokenizer_files(exp.args, str(exp.config))
     words = ["--token_list", str(data / "tokens.txt"), *_tokenizer_options(exp, tokenizer)]
     n_tokens = {}
@@ -112,16 +112,29 @@ def _tokenizer_options(exp: Experiment, files: Dict[str, str]) -> List[str]:
         for name in ("token_type", "bpemodel", "cleaner", "g2p", "non_linguistic_symbols")
     }
     options.update(files)
-    return [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]
+    # "none" is the host's word. Left out, a cleaner of the training config would change the text.
+    words = {name: "none" if value is None else str(value) for name, value in options.items()}
+    return [word for name, value in words.items() for word in (f"--{name}", value)]
+
+
+def _write_token_list(tokens: Sequence[str], path: Path) -> None:
+    for number, token in enumerate(tokens):
+        # As the host reads them: white space at the end, but of the first character, is cut.
+        if not token or "\n" in token or "\r" in token or token[:1] + token[1:].rstrip() != token:
+            raise InputError(
+                f"token {number} of the LM cannot be a line of a token list", found=repr(token)
+            )
+    atomic_write(path, "".join(f"{token}\n" for token in tokens))
 
 
 def _write_set(exp: Experiment, sentences: Sentences, folder: Path) -> int:
     """`utt text` lines and the shape file that the host's batch sampler reads; total tokens."""
+    sentences = with_host_names(sentences)
     text = tokenize(exp, sentences)
     kept = [(s, len(ids)) for s, ids in zip(sentences, text.ids) if len(ids)]
     if not kept:
         raise InputError(f"{folder.name} text: no sentence has a token")
-    atomic_write(folder / "text", "".join(f"{utt} {line}\n" for (utt, line), _ in kept))
+    write_text(folder / "text", [sentence for sentence, _ in kept])
     atomic_write(folder / "shape", "".join(f"{utt} {n}\n" for (utt, _), n in kept))
     return sum(n + 1 for _, n in kept)
 

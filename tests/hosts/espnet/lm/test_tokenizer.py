@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -121,3 +122,23 @@ def test_bpe_model_is_found_or_searched_aloud(
     Path(f"{prefix}.model").unlink()
     with pytest.raises(InputError, match="bpemodel file of .*missing.*data/bpe/bpe.model"):
         tokenizer.tokenize(exp, [("u", tiny_text[0])])
+
+
+def test_white_space_without_a_token_is_named(tokenizer, exp, caplog):
+    """The blank has a token, other white space and zero-width signs have none."""
+    with caplog.at_level(logging.WARNING, "espnet_mpq"):
+        got = tokenizer.tokenize(exp, [("u", "it\u2028is\tit"), ("v", "a\u200b it is")])
+    assert (got.n_oov_tokens, got.n_oov_words, got.n_words) == (3, 1, [3, 3])
+    assert r"scored as <unk>: '\t' '\u2028' 'a\u200b' ..." in caplog.text
+
+
+@pytest.mark.parametrize("content", ["<noise>\n\n<x>\n", "<noise>\n \t\n"])
+def test_an_empty_symbol_is_refused(tokenizer, exp, tmp_path, content):
+    """The host's tokenizer would find it without end."""
+    symbols = write(tmp_path / "nlsyms", content)
+    args = copy.copy(exp.args)
+    args.non_linguistic_symbols = str(symbols)
+    with pytest.raises(InputError, match="nlsyms, non-linguistic .* an empty one in line 2"):
+        tokenizer.build_tokenizer(args)
+    write(symbols, "<noise>\r\n<x>\n")
+    assert len(tokenizer.build_tokenizer(args)("u", {"text": "a<noise>"})["text"]) == 2
