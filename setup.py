@@ -53,7 +53,6 @@ setup(
     install_requires=["torch>=1.13", "numpy", "PyYAML", "safetensors>=0.4", "scipy>=1.9"],
     extras_require={
         "espnet": ["espnet>=202402", "torchaudio", "tensorboard", "matplotlib"],
-        "evaluate": ["kaldialign>=0.9"],
         "report": ["matplotlib"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "kaldialign>=0.9", "ruff"],
     },

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
+import re
+from typing import Dict, Optional
 
 from espnet_mpq import __version__
 from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate import hypotheses, significance, wer
+from espnet_mpq.evaluate.scoring import UNITS, Scoring, read_symbols
 from espnet_mpq.io import sha256_file, write_json
 
 EXAMPLE = """example:
@@ -17,20 +21,38 @@ EXAMPLE = """example:
 FORMAT_NAME, VERSION = "espnet_mpq.comparison", 1
 ALPHA = 0.05
 FEW_SEGMENTS = 30
+LOG = logging.getLogger("espnet_mpq")
+_MARK = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <noise>, [laughter]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
-    parser.add_argument("--ref", required=True, help="references: `utt text` or trn lines")
+    parser.add_argument("--ref", required=True, help="references, one utterance a line")
     parser.add_argument("--hyp_a", required=True, help="hypotheses of the baseline")
     parser.add_argument("--hyp_b", required=True, help="hypotheses of the other system")
     parser.add_argument("--names", nargs=2, default=["a", "b"], metavar=("A", "B"))
-    parser.add_argument("--text_format", choices=hypotheses.FILE_FORMATS, default="auto")
     parser.add_argument(
-        "--unit", choices=hypotheses.UNITS, default="word", help="char: character error rate"
+        "--text_format",
+        choices=hypotheses.FILE_FORMATS,
+        default="auto",
+        help="kaldi: `utt words`; trn: `words (utt)`; plain: words, paired by line number; auto: "
+        "kaldi or trn, whichever gives all files the same utterances",
     )
+    parser.add_argument("--unit", choices=UNITS, default="word", help="char: character error rate")
+    parser.add_argument(
+        "--case_sensitive",
+        action="store_true",
+        help="A is not a, as sclite -s (default: as the host's scoring, which calls sclite "
+        "without: the case of ASCII letters is ignored)",
+    )
+    parser.add_argument(
+        "--non_linguistic_symbols",
+        metavar="FILE",
+        help="symbols, one a line, left out of all texts (nlsyms_txt of the recipe)",
+    )
+    parser.add_argument("--cleaner", help="the host's text cleaner for all texts (of the recipe)")
     parser.add_argument("--json", help="write all numbers to this file")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--n_replications", type=int, default=10000, help="of the bootstrap")
@@ -45,6 +67,9 @@ def main(args: argparse.Namespace) -> None:
         names=args.names,
         text_format=args.text_format,
         unit=args.unit,
+        case_sensitive=args.case_sensitive,
+        non_linguistic_symbols=args.non_linguistic_symbols,
+        cleaner=args.cleaner,
         seed=args.seed,
         n_replications=args.n_replications,
     )
@@ -61,10 +86,16 @@ def compare(
     names=("a", "b"),
     text_format: str = "auto",
     unit: str = "word",
+    case_sensitive: bool = False,
+    non_linguistic_symbols=None,
+    cleaner: Optional[str] = None,
     seed: int = 0,
     n_replications: int = 10000,
 ) -> dict:
     """All numbers of a comparison of two hypothesis files with one reference.
+
+    Error rates are those of the host's scoring stage (see `evaluate.scoring`), given the
+    symbols and the cleaner of the recipe.
 
     Returns:
         {"systems": {name: counts and wer_percent}, "mapsswe": {...}, "bootstrap": {...},
@@ -72,14 +103,17 @@ def compare(
 
     Raises:
         InputError: unreadable files, equal names, or sets of utterances that differ.
+        HostError: a cleaner without the host.
     """
     name_a, name_b = names
     if name_a == name_b:
         raise InputError("the two systems have one name", found=repr(name_a), todo="use --names")
     files = {"ref": ref, "hyp_a": hyp_a, "hyp_b": hyp_b}
-    read = {
-        role: hypotheses.read_transcripts(path, text_format, unit) for role, path in files.items()
-    }
+    symbols = read_symbols(non_linguistic_symbols) if non_linguistic_symbols else frozenset()
+    clean = _host_cleaner(cleaner) if cleaner else None
+    scoring = Scoring(unit, case_sensitive, symbols, clean)
+    read, formats = hypotheses.read_together(files, text_format, scoring)
+    _warn(read, scoring)
     utts, refs, hyps = hypotheses.pair(read["ref"], {name_a: read["hyp_a"], name_b: read["hyp_b"]})
     steps = {name: wer.align_all(refs, hyps[name]) for name in names}
     counts = {name: wer.count(steps[name]) for name in names}
@@ -89,6 +123,12 @@ def compare(
         "format": FORMAT_NAME,
         "version": VERSION,
         "unit": unit,
+        "text_formats": formats,
+        "scoring": {
+            "case_sensitive": case_sensitive,
+            "non_linguistic_symbols": sorted(symbols),
+            "cleaner": cleaner,
+        },
         "n_utterances": len(utts),
         "systems": {
             name: {**dataclasses.asdict(c), "n_errors": c.n_errors, "wer_percent": c.wer_percent}
@@ -110,6 +150,31 @@ def compare(
     }
 
 
+def _host_cleaner(name: str):
+    from espnet_mpq.hosts.espnet.cleaner import make_cleaner
+
+    return make_cleaner(name)
+
+
+def _warn(read: Dict[str, hypotheses.Transcripts], scoring: Scoring) -> None:
+    """Tokens that the host's scoring may take for something else."""
+    tokens = {t for transcripts in read.values() for words in transcripts.values() for t in words}
+    braces = sorted(t for t in tokens if "{" in t)
+    if braces:
+        LOG.warning(
+            "sclite reads { as the start of alternatives, here it is scored as it stands (%s): "
+            "the host's number may differ",
+            " ".join(braces[:3]),
+        )
+    marks = sorted(t for t in tokens if _MARK.fullmatch(t))
+    if scoring.unit == "word" and not scoring.symbols and marks:
+        LOG.warning(
+            "%s: scored as words; a recipe with nlsyms_txt leaves them out: "
+            "--non_linguistic_symbols FILE",
+            " ".join(marks[:3]),
+        )
+
+
 def to_text(result: dict) -> str:
     """The comparison as a few lines for people."""
     word = "word" if result["unit"] == "word" else "character"
@@ -124,6 +189,18 @@ def to_text(result: dict) -> str:
     n_ref = next(iter(result["systems"].values()))["n_ref"]
     n_utts = _some(result["n_utterances"], "utterance")
     lines.append(f"{n_utts}, {_some(n_ref, 'reference ' + word)}")
+    formats = result["text_formats"]
+    if len(set(formats.values())) == 1:
+        lines.append(f"files read as {formats['ref']} lines")
+    else:
+        lines.append("files read as " + ", ".join(f"{k} {v}" for k, v in formats.items()))
+    if result["scoring"]["case_sensitive"]:
+        lines.append("letter case counts, as for sclite -s")
+    else:
+        lines.append(
+            "the case of ASCII letters is ignored, as by sclite in the host's scoring"
+            " (--case_sensitive)"
+        )
     test, interval = result["mapsswe"], result["bootstrap"]
     name_a, name_b = result["systems"]
     if result["equal_hypotheses"]:

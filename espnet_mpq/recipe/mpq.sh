@@ -399,7 +399,7 @@ if [ "${stage}" -le 8 ] && [ "${stop_stage}" -ge 8 ]; then
         _opts=(--ref "${data_feats}/${dset}/${ref_text}"
             --hyp_a "${asr_exp}/${fp_tag}/${dset}/text"
             --hyp_b "${asr_exp}/${packed_tag}/${dset}/text"
-            --names fp packed --unit "${score_unit}" --seed "${seed}")
+            --text_format kaldi --names fp packed --unit "${score_unit}" --seed "${seed}")
         key=$(key_of "${_opts[@]}")
         if ! finished "${step}" "${key}"; then
             begin "${step}" "${key}" "${out}"

@@ -8,8 +8,6 @@ import pytest
 from espnet_mpq.bin import compare
 from espnet_mpq.errors import InputError
 
-pytest.importorskip("kaldialign", reason="kaldialign is not installed")
-
 
 @pytest.fixture
 def files(tmp_path):
@@ -84,6 +82,62 @@ def test_one_of_a_kind(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "1 utterance, 1 reference word\n" in printed
     assert "(1 segment, " in printed and "1 draw)" in printed
+
+
+def write_set(folder, ref, a, b):
+    for name, text in (("ref", ref), ("a", a), ("b", b)):
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in ("ref", "a", "b")]
+
+
+def rates(*args, **options):
+    return [s["wer_percent"] for s in compare.compare(*args, **options)["systems"].values()]
+
+
+def test_letter_case_as_the_hosts_scoring(tmp_path, capsys):
+    files = write_set(tmp_path, "u1 Hello World \u00c4\n", "u1 hello world \u00c4\n", "u1 HELLO\n")
+    assert rates(*files) == pytest.approx([0, 200 / 3])
+    assert rates(*files, case_sensitive=True) == pytest.approx([200 / 3, 100])
+    assert rates(*files, unit="char")[0] == 0.0
+    words = ["--ref", files[0], "--hyp_a", files[1], "--hyp_b", files[2]]
+    run(*words)
+    assert "case of ASCII letters is ignored, as by sclite" in capsys.readouterr().out
+    run(*words, "--case_sensitive", "--json", tmp_path / "c.json")
+    assert "letter case counts, as for sclite -s" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c.json").read_text())["scoring"]["case_sensitive"] is True
+
+
+def test_symbols_are_left_out_when_named(tmp_path, caplog):
+    files = write_set(tmp_path, "u1 a <noise> b\n", "u1 a b\n", "u1 a [x] { b\n")
+    assert rates(*files) == pytest.approx([100 / 3, 200 / 3])
+    assert "<noise> [x]: scored as words" in caplog.text
+    assert "alternatives" in caplog.text and "({)" in caplog.text
+    (tmp_path / "nlsyms").write_text("<noise>\n[x]\n{\n")
+    caplog.clear()
+    assert rates(*files, non_linguistic_symbols=tmp_path / "nlsyms") == [0, 0]
+    assert caplog.text == ""
+
+
+def test_cleaner_of_the_host(host, tmp_path):
+    files = write_set(tmp_path, "u1 it's dr. No\n", "u1 IT'S DOCTOR NO\n", "u1 its dr. no\n")
+    assert rates(*files)[0] == pytest.approx(100 / 3)
+    assert rates(*files, cleaner="tacotron") == pytest.approx([0, 100 / 3])
+
+
+def test_formats_are_said(tmp_path, capsys):
+    files = write_set(tmp_path, "u1 a\nu2 b\n", "a (u1)\n (u2)\n", "u1 a (x)\nu2 b (y)\n")
+    run("--ref", files[0], "--hyp_a", files[1], "--hyp_b", files[2], "--json", tmp_path / "c.json")
+    assert "files read as ref kaldi, hyp_a trn, hyp_b kaldi" in capsys.readouterr().out
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["text_formats"] == {"ref": "kaldi", "hyp_a": "trn", "hyp_b": "kaldi"}
+    assert [s["n_errors"] for s in result["systems"].values()] == [1, 2]
+    files = write_set(tmp_path, "a b\nc\n", "a b\n\n", "b a\nc\n")
+    words = ["--ref", files[0], "--hyp_a", files[1], "--hyp_b", files[2]]
+    run(*words, "--text_format", "plain")
+    assert "files read as plain lines" in capsys.readouterr().out
+    assert rates(*files, text_format="plain") == pytest.approx([100 / 3, 200 / 3])
+    with pytest.raises(InputError, match="not of the same utterances.*--text_format plain"):
+        run(*words)
 
 
 def test_p_of_three_decimals():

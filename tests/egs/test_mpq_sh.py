@@ -48,7 +48,6 @@ def options_of(command):
 
 
 def test_whole_road(recipe):
-    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
     before = recipe.snapshot()
     output = run(recipe, "--inference_args", "--lm_weight 0.3 --ctc_weight 0.5")
     after = recipe.snapshot()
@@ -135,7 +134,6 @@ def stages_run(recipe):
 
 
 def test_finished_stages_are_not_repeated(recipe):
-    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
     run(recipe)
     recipe.take_notes()
     output = run(recipe)
@@ -171,7 +169,6 @@ def test_killed_training_goes_on_but_a_foreign_one_is_dropped(recipe):
 
 
 def test_existing_fp_decoding_is_used(recipe):
-    pytest.importorskip("kaldialign", reason="kaldialign is not installed")
     run(recipe, "--fp_inference_tag", "decode_old", "--test_sets", "test_a")
     assert stages_run(recipe).count("recipe 12") == 1
     assert (recipe.path / "exp/asr/decode_old/test_a/text").read_text() == "u1 mine\n"

@@ -160,7 +160,7 @@ stage_score() {
         json=$(comparison "${lm}")
         job "${json%.json}.log" espnet_mpq.bin.mpq compare --ref "${data}/test/text" \
             --hyp_a "$(hyp fp)/1best_recog/text" --hyp_b "$(hyp "${lm}")/1best_recog/text" \
-            --names fp "${lm//\//_}" --json "${json}"
+            --text_format kaldi --names fp "${lm//\//_}" --json "${json}"
     done
 }
 
