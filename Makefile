@@ -38,7 +38,7 @@ sanitize: venv
 	  .venv/bin/python -m pytest tests/kernels tests/runtime --timeout 0 \
 	  --deselect tests/runtime/test_memory.py::test_resident_memory_is_about_one_copy $(PYTEST_ARGS)
 	$${CXX:-c++} -std=c++17 -O1 -g -pthread -fsanitize=thread -ffp-contract=off -o build/sanitize/races \
-	  tests/kernels/csrc/races.cpp $(addprefix espnet_mpq/kernels/csrc/,matrix.cpp products.cpp lstm.cpp \
+	  tests/kernels/csrc/races.cpp $(addprefix espnet_mpq/kernels/csrc/,matrix.cpp products.cpp lstm_layers.cpp lstm_lm.cpp \
 	  memory.cpp threads.cpp path_scalar.cpp)
 	build/sanitize/races
 

@@ -18,8 +18,8 @@ from espnet_mpq.kernels.build import LIBRARY
 PATHS = ("scalar", "avx2", "avx512", "avx512vbmi", "neon")
 NUMBERS = {path: number for number, path in enumerate(PATHS)}
 REFERENCE, AUTO = "reference", "auto"
-ABI_VERSION = 3
-FAILURES = {
+ABI_VERSION = 4
+FAILURES = {  # enum Status of api.h
     -1: "bad argument",
     -2: "this machine has not got the path",
     -3: "out of memory",
@@ -28,23 +28,24 @@ FAILURES = {
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "mpq_has_path": (_INT, [_INT]),
+    "mpq_max_cols": (_INT64, []),
     "mpq_n_workers": (_INT, []),
     "mpq_trim": (None, []),
-    "mpq_codes_new": (
+    "mpq_matrix_of_codes": (
         _POINTER,
         [_POINTER, _INT64, _INT64, _INT, _POINTER, _INT, _POINTER, _INT64, _INT64],
     ),
-    "mpq_floats_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT]),
-    "mpq_weights_free": (None, [_POINTER]),
-    "mpq_weights_n_bytes": (_INT64, [_POINTER]),
-    "mpq_weights_stored": (_INT, [_POINTER, _POINTER]),
-    "mpq_weights_rows": (_INT, [_POINTER, _POINTER, _INT64, _POINTER]),
+    "mpq_matrix_of_floats": (_POINTER, [_POINTER, _INT64, _INT64, _INT]),
+    "mpq_matrix_free": (None, [_POINTER]),
+    "mpq_matrix_n_bytes": (_INT64, [_POINTER]),
+    "mpq_matrix_stored": (_INT, [_POINTER, _POINTER]),
+    "mpq_matrix_rows": (_INT, [_POINTER, _POINTER, _INT64, _POINTER]),
     "mpq_product": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT]),
     "mpq_quantize": (_INT, [_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT]),
     "mpq_linear": (_INT, [_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT, _INT]),
-    "mpq_lstm_new": (_POINTER, [_INT, _INT64, _INT64, _INT64, _POINTER, _POINTER]),
-    "mpq_lstm_free": (None, [_POINTER]),
-    "mpq_lstm_run": (
+    "mpq_lstm_lm_new": (_POINTER, [_INT, _INT64, _INT64, _INT64, _POINTER, _POINTER]),
+    "mpq_lstm_lm_free": (None, [_POINTER]),
+    "mpq_lstm_lm_run": (
         _INT,
         [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
         + [_INT, _INT, _INT],
@@ -140,6 +141,11 @@ def needed_library() -> ctypes.CDLL:
     if found is None:
         raise InputError("no kernels", found=why_no_library())
     return found
+
+
+def max_cols() -> int:
+    """Columns of the widest matrix that the library takes; raises InputError without a library."""
+    return needed_library().mpq_max_cols()
 
 
 def trim() -> None:

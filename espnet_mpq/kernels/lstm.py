@@ -46,7 +46,7 @@ class KernelLstm:
             len(matrices) == 8 * self.nlayers + 1
             and [tuple(bias.shape) for bias in biases] == wanted
         ):
-            handle = library.mpq_lstm_new(
+            handle = library.mpq_lstm_lm_new(
                 *(self.nlayers, embedding.cols, self.nhid, self.vocab_size),
                 _pointers([matrix.handle for matrix in self.matrices]),
                 _pointers([bias.data_ptr() for bias in biases]),
@@ -58,7 +58,7 @@ class KernelLstm:
                 f"{embedding.rows} x {embedding.cols}",
             )
         self.library, self.handle = library, handle
-        weakref.finalize(self, library.mpq_lstm_free, handle).atexit = False
+        weakref.finalize(self, library.mpq_lstm_lm_free, handle).atexit = False
 
     def __reduce__(self):
         raise TypeError("a KernelLstm cannot be copied: its memory has one owner")
@@ -102,7 +102,7 @@ class KernelLstm:
             h, c = _state(state[0], shape), _state(state[1], shape)
         new_h, new_c = torch.empty(shape), torch.empty(shape)
         out = torch.empty((*tokens.shape, self.vocab_size))
-        code = self.library.mpq_lstm_run(
+        code = self.library.mpq_lstm_lm_run(
             self.handle,
             tokens.data_ptr(),
             batch,

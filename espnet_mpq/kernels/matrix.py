@@ -23,7 +23,7 @@ class KernelMatrix:
         scales: float (1, 1), (rows, 1), or (rows, ceil(cols / group_size)) with group_size.
         levels: the grid, int8 (n_levels,); consecutive whole numbers at 8 bits.
         bits: 1, 2, 4 or 8.
-        cols: width, at most 65536.
+        cols: width, at most dispatch.max_cols().
         group_size: columns that share a scale; None: all of a row.
 
     Raises:
@@ -52,26 +52,28 @@ class KernelMatrix:
                 found=f"codes {codes.dtype} {tuple(codes.shape)}, {bits} bits, {cols} columns, "
                 f"{None if levels is None else levels.numel()} levels, "
                 f"scales {None if scales is None else tuple(scales.shape)}, groups of {group_size}",
-                expected="1, 2, 4 or 8 bits or floats, at most 65536 columns, one scale, one a row "
-                "or one for each group of a row",
+                expected=f"1, 2, 4 or 8 bits or floats, at most {dispatch.max_cols()} columns, one "
+                "scale, one a row or one for each group of a row",
             )
         self.handle = handle
         # Not at exit: another thread may still compute, and the memory ends with the process.
-        weakref.finalize(self, self.library.mpq_weights_free, handle).atexit = False
+        weakref.finalize(self, self.library.mpq_matrix_free, handle).atexit = False
 
     def _new(self, codes, scales, levels) -> Optional[int]:
         """The library's handle, None for what it refuses: only shapes tell a short tensor."""
         if self.n_groups == 0:
             if scales is not None or self.cols < 1:
                 return None
-            return self.library.mpq_floats_new(codes.data_ptr(), self.rows, self.cols, self.bits)
+            return self.library.mpq_matrix_of_floats(
+                codes.data_ptr(), self.rows, self.cols, self.bits
+            )
         if codes.dtype != torch.uint8 or codes.shape[1] != ceil(self.cols * self.bits / 8):
             return None
         if scales.dim() != 2 or scales.shape[1] != self.n_groups:
             return None
         levels = levels.to(torch.int8).contiguous()
         scales = scales.to(torch.float32).contiguous()
-        return self.library.mpq_codes_new(
+        return self.library.mpq_matrix_of_codes(
             *(codes.data_ptr(), self.rows, self.cols, self.bits),
             *(levels.data_ptr(), levels.numel()),
             *(scales.data_ptr(), scales.shape[0], self.group_size),
@@ -83,13 +85,13 @@ class KernelMatrix:
     @property
     def n_bytes(self) -> int:
         """Bytes that the repacked matrix takes in memory, scales and padding included."""
-        return int(self.library.mpq_weights_n_bytes(self.handle))
+        return int(self.library.mpq_matrix_n_bytes(self.handle))
 
     def stored(self) -> torch.Tensor:
         """The codes or weights as they were given, bit for bit; new memory."""
         width = ceil(self.cols * self.bits / 8) if self.n_groups else self.cols
         out = torch.empty(self.rows, width, dtype=self.dtype)
-        code = self.library.mpq_weights_stored(self.handle, out.data_ptr())
+        code = self.library.mpq_matrix_stored(self.handle, out.data_ptr())
         dispatch.check(code, "stored codes")
         return out
 
@@ -102,7 +104,7 @@ class KernelMatrix:
         dispatch.check_cpu(rows)
         rows = rows.to(torch.int64).contiguous()
         out = torch.empty(*rows.shape, self.cols)
-        code = self.library.mpq_weights_rows(
+        code = self.library.mpq_matrix_rows(
             self.handle, rows.data_ptr(), rows.numel(), out.data_ptr()
         )
         dispatch.check(code, "embedding")

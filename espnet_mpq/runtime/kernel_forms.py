@@ -15,16 +15,18 @@ from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 
-MOST_COLS = 65536
-
 
 def why_not(architecture: Architecture, plan: Plan) -> str:
-    """Why the kernels cannot run an LM, so that the reference does; empty when they can."""
+    """Why the kernels cannot run an LM, so that the reference does; empty when they can.
+
+    Raises:
+        InputError: no kernel library.
+    """
     if getattr(architecture, "rnn_type", "lstm") != "lstm":
         return f"no kernels for {architecture.rnn_type}"
-    clusters = architecture.clusters()
-    if max(part.cols for cluster in clusters for part in cluster.parts) > MOST_COLS:
-        return f"more than {MOST_COLS} columns"
+    clusters, most = architecture.clusters(), dispatch.max_cols()
+    if max(part.cols for cluster in clusters for part in cluster.parts) > most:
+        return f"more than {most} columns"
     return ""
 
 
@@ -57,7 +59,7 @@ def make_matrix(
         parts: of one width; their rows are stacked.
 
     Raises:
-        InputError: no library, or more than MOST_COLS columns.
+        InputError: no library, or more than dispatch.max_cols() columns.
     """
     stored = torch.cat([tensor(stored_name(cluster, part, spec)) for part in parts])
     if spec.bits >= 16:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 
 import pytest
@@ -63,6 +64,35 @@ def test_a_library_with_another_interface_is_not_used(kernel_library, monkeypatc
     subprocess.run(command, check=True)
     monkeypatch.setenv("MPQ_KERNEL_LIBRARY", str(other))
     assert dispatch.library() is None and "has interface -5" in dispatch.why_no_library()
+
+
+def enumerators(name: str) -> dict:
+    """{name: value} of an enum of api.h."""
+    text = (build.SOURCES / "api.h").read_text()
+    body = re.sub("//.*", "", re.search(rf"enum {name} : int {{(.*?)}}", text, re.DOTALL).group(1))
+    value, found = -1, {}
+    for entry in filter(None, map(str.strip, body.split(","))):
+        key, _, given = map(str.strip, entry.partition("="))
+        value = found[key] = int(given) if given else value + 1
+    return found
+
+
+def test_numbers_of_the_interface_are_those_of_api_h(kernels):
+    assert sorted(dispatch.FAILURES) == sorted(set(enumerators("Status").values()) - {0})
+    paths = {f"kPath{name}".lower() for name in dispatch.PATHS}
+    numbers = enumerators("PathNumber")
+    assert {name.lower() for name in numbers} == paths
+    assert {name.lower()[5:]: number for name, number in numbers.items()} == dispatch.NUMBERS
+
+
+def test_the_widest_matrix_is_what_the_library_says(kernels):
+    most = dispatch.max_cols()
+    assert most == 65536
+    levels = torch.tensor([-1, 1], dtype=torch.int8)
+    codes = torch.zeros(1, most // 8 + 1, dtype=torch.uint8)
+    KernelMatrix(codes[:, :-1], torch.ones(1, 1), levels, 1, most)
+    with pytest.raises(InputError, match="at most 65536 columns"):
+        KernelMatrix(codes, torch.ones(1, 1), levels, 1, most + 1)
 
 
 def test_build_says_why_it_failed(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,6 @@
 // The float parts of every path, on vectors of MPQ_LANES floats; included once by each path.
 //
-// Operations and their order do not depend on MPQ_LANES (sums always run in 16 lanes) and nothing is
+// Operations and their order do not depend on MPQ_LANES (sums always run in kSumLanes lanes) and nothing is
 // fused (-ffp-contract=off) but what calls fused, so that all paths give the same floats.
 #if MPQ_LANES >= 8
 #include <immintrin.h>
@@ -12,12 +12,16 @@
 
 namespace {
 
+using mpq::kBlockRows;
+
 typedef float vf __attribute__((vector_size(MPQ_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(MPQ_LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(MPQ_LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(MPQ_LANES)));
 constexpr int kLanes = MPQ_LANES;
-constexpr int kParts = 16 / kLanes;
+constexpr int kSumLanes = 16;    // of the widest vectors; another number is another rounding
+constexpr int kSumParts = kSumLanes / kLanes;
+constexpr int kBlockParts = kBlockRows / kLanes;    // a block of rows in vectors
 
 inline vf splat(float x) { return vf{} + x; }
 
@@ -100,15 +104,15 @@ inline vf tanh_times_sigmoid(vf y, vf x) {
 
 float quantize(const float* x, int64_t cols, int8_t* q) {
     // Magnitudes compared as integers: NaN is above infinity and so reaches the scale.
-    vi top[kParts] = {};
-    for (int64_t k = 0; k < cols; k += 16)
-        for (int j = 0; j < kParts && k + j * kLanes < cols; ++j) {
+    vi top[kSumParts] = {};
+    for (int64_t k = 0; k < cols; k += kSumLanes)
+        for (int j = 0; j < kSumParts && k + j * kLanes < cols; ++j) {
             const int64_t at = k + j * kLanes;
             const vi bits = load_some<vi>(x + at, cols - at) & 0x7fffffff;
             top[j] = bits > top[j] ? bits : top[j];
         }
     int32_t most = 0;
-    for (int j = 0; j < kParts; ++j)
+    for (int j = 0; j < kSumParts; ++j)
         for (int i = 0; i < kLanes; ++i) most = top[j][i] > most ? top[j][i] : most;
     float scale;
     std::memcpy(&scale, &most, 4);
@@ -160,30 +164,30 @@ inline vf load_weights(const uint16_t* p) {
 // One sum a row, column after column: the same on vectors of any length.
 template <class T, int NB>
 void float_block(const T* w, const float* x, int64_t cols, float* y, int stride) {
-    vf acc[NB][kParts] = {};
-    for (int64_t k = 0; k < cols; ++k, w += 16)
-        for (int j = 0; j < kParts; ++j) {
+    vf acc[NB][kBlockParts] = {};
+    for (int64_t k = 0; k < cols; ++k, w += kBlockRows)
+        for (int j = 0; j < kBlockParts; ++j) {
             const vf weight = load_weights(w + j * kLanes);
             for (int b = 0; b < NB; ++b) acc[b][j] = acc[b][j] + weight * splat(x[b * cols + k]);
         }
-    for (int b = 0; b < NB; ++b) std::memcpy(y + b * stride, acc[b], 64);
+    for (int b = 0; b < NB; ++b) std::memcpy(y + b * stride, acc[b], sizeof acc[b]);
 }
 
 template <class T>
-void float_product_of(const mpq::Weights& w, const float* x, int batch, int first_block, int n_blocks,
+void float_product_of(const mpq::Matrix& w, const float* x, int batch, int first_block, int n_blocks,
                       float* y) {
-    const int stride = n_blocks * 16;
+    const int stride = n_blocks * kBlockRows;
     for (int i = 0; i < n_blocks; ++i) {
-        const T* block = static_cast<const T*>(w.floats) + (first_block + i) * w.cols * 16;
+        const T* block = static_cast<const T*>(w.floats) + (first_block + i) * w.cols * kBlockRows;
         int b = 0;
         for (; b + 4 <= batch; b += 4)
-            float_block<T, 4>(block, x + b * w.cols, w.cols, y + b * stride + i * 16, stride);
+            float_block<T, 4>(block, x + b * w.cols, w.cols, y + b * stride + i * kBlockRows, stride);
         for (; b < batch; ++b)
-            float_block<T, 1>(block, x + b * w.cols, w.cols, y + b * stride + i * 16, stride);
+            float_block<T, 1>(block, x + b * w.cols, w.cols, y + b * stride + i * kBlockRows, stride);
     }
 }
 
-void float_product(const mpq::Weights& w, const float* x, int batch, int first_block, int n_blocks,
+void float_product(const mpq::Matrix& w, const float* x, int batch, int first_block, int n_blocks,
                    float* y) {
     (w.bits == 16 ? float_product_of<uint16_t> : float_product_of<float>)(w, x, batch, first_block,
                                                                           n_blocks, y);
@@ -202,26 +206,26 @@ void cell(const float* const* gates, const float* const* bias, int n, const floa
 }
 
 void log_softmax(float* x, int64_t n) {
-    const int64_t whole = n / 16 * 16;
-    vf top[kParts], sums[kParts];
-    for (int j = 0; j < kParts; ++j) {
+    const int64_t whole = n / kSumLanes * kSumLanes;
+    vf top[kSumParts], sums[kSumParts];
+    for (int j = 0; j < kSumParts; ++j) {
         top[j] = splat(x[0]);
         sums[j] = splat(0.0f);
     }
-    for (int64_t k = 0; k < whole; k += 16)
-        for (int j = 0; j < kParts; ++j) {
+    for (int64_t k = 0; k < whole; k += kSumLanes)
+        for (int j = 0; j < kSumParts; ++j) {
             const vf v = load<vf>(x + k + j * kLanes);
             top[j] = v > top[j] ? v : top[j];
         }
     float most = x[0];
-    for (int j = 0; j < kParts; ++j)
+    for (int j = 0; j < kSumParts; ++j)
         for (int i = 0; i < kLanes; ++i) most = top[j][i] > most ? top[j][i] : most;
     for (int64_t k = whole; k < n; ++k) most = x[k] > most ? x[k] : most;
-    for (int64_t k = 0; k < whole; k += 16)
-        for (int j = 0; j < kParts; ++j)
+    for (int64_t k = 0; k < whole; k += kSumLanes)
+        for (int j = 0; j < kSumParts; ++j)
             sums[j] = sums[j] + exp_v(load<vf>(x + k + j * kLanes) - splat(most));
     float sum = 0.0f;
-    for (int j = 0; j < kParts; ++j)
+    for (int j = 0; j < kSumParts; ++j)
         for (int i = 0; i < kLanes; ++i) sum += sums[j][i];
     for (int64_t k = whole; k < n; ++k) sum += exp_v(splat(x[k]) - splat(most))[0];
     const float log_sum = most + std::log(sum);

@@ -11,9 +11,13 @@
 #include <sys/auxv.h>
 #endif
 
+using mpq::ColumnGroup;
+using mpq::kBlockRows;
+using mpq::kNibbles;
+using mpq::kPackBytes;
+using mpq::kQuadCols;
 using mpq::Matrix;
 using mpq::Path;
-using mpq::Weights;
 
 namespace mpq {
 
@@ -31,29 +35,32 @@ static bool has_dot_products() {
 #endif
 
 const Path* find_path(int path) {
-    if (path == 0) return &kScalar;
+    if (path == kPathScalar) return &kScalar;
 #ifdef MPQ_X86
     __builtin_cpu_init();
-    if (path == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
+    if (path == kPathAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &kAvx2;
     const bool has_avx512 =
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni");
-    if (path == 2 && has_avx512) return &kAvx512;
-    if (path == 3 && has_avx512 && __builtin_cpu_supports("avx512vbmi")) {
+    if (path == kPathAvx512 && has_avx512) return &kAvx512;
+    if (path == kPathAvx512Vbmi && has_avx512 && __builtin_cpu_supports("avx512vbmi")) {
         static const Path with_tables = avx512_with_tables();
         return &with_tables;
     }
 #endif
 #ifdef MPQ_ARM64
-    if (path == 4) return has_dot_products() ? &kNeonDot : &kNeon;
+    if (path == kPathNeon) return has_dot_products() ? &kNeonDot : &kNeon;
 #endif
     return nullptr;
 }
 
 }  // namespace mpq
 
-MPQ_API int mpq_abi_version() { return 3; }
+MPQ_API int mpq_abi_version() { return 4; }
+
+MPQ_API int64_t mpq_max_cols() { return mpq::kMaxCols; }
 
 MPQ_API int mpq_has_path(int path) { return mpq::find_path(path) != nullptr; }
 
@@ -69,88 +76,103 @@ bool are_levels(int bits, const int8_t* levels, int n_levels) {
     return true;
 }
 
-void fill_tables(Matrix* m, const int8_t* levels, int n_levels) {
-    const int bits = m->bits;
+void fill_tables(ColumnGroup* group, const int8_t* levels, int n_levels) {
+    const int bits = group->bits;
     const int least = *std::min_element(levels, levels + n_levels);
     const int most = *std::max_element(levels, levels + n_levels);
-    m->min_level = least;
-    m->max_u = bits == 8 ? 255 : most - least;
-    m->step = n_levels > 1 ? levels[1] - levels[0] : 0;
+    group->min_level = least;
+    group->max_u = bits == 8 ? 255 : most - least;
+    group->step = n_levels > 1 ? levels[1] - levels[0] : 0;
     for (int i = 2; i < n_levels; ++i)
-        if (levels[i] - levels[i - 1] != m->step) m->step = 0;
+        if (levels[i] - levels[i - 1] != group->step) group->step = 0;
     if (bits == 8) return;
-    for (int i = 0; i < n_levels; ++i) m->u_of_code[i] = uint8_t(levels[i] - least);
+    for (int i = 0; i < n_levels; ++i) group->u_of_code[i] = uint8_t(levels[i] - least);
     for (int t = 0; t < 4 / bits; ++t)
-        for (int i = 0; i < 16; ++i)
-            m->tables[t][i] = m->u_of_code[(i >> (t * bits)) & ((1 << bits) - 1)];
+        for (int i = 0; i < kNibbles; ++i)
+            group->tables[t][i] = group->u_of_code[(i >> (t * bits)) & ((1 << bits) - 1)];
 }
 
 int code_at(const uint8_t* row, int64_t col, int bits) {
     return (row[col * bits / 8] >> (col * bits % 8)) & ((1 << bits) - 1);
 }
 
+// Where the first byte of a row stands in the packs of a group: kQuadCols bytes of every pack of its block.
+size_t start_of_row(const ColumnGroup& group, int64_t row) {
+    const size_t block_n_bytes = size_t(group.n_packs) * kPackBytes;
+    return size_t(row / kBlockRows) * block_n_bytes + row % kBlockRows * kQuadCols;
+}
+
 // Columns first_col ... of rows of `row_n_bytes` bytes.
-void fill_packs(Matrix* m, const uint8_t* codes, int64_t row_n_bytes, int64_t first_col) {
-    const int bits = m->bits, per_pack = 8 / bits;
-    for (int64_t row = 0; row < m->rows; ++row) {
+void fill_packs(ColumnGroup* group, const uint8_t* codes, int64_t row_n_bytes, int64_t first_col) {
+    const int bits = group->bits, per_pack = 8 / bits;
+    for (int64_t row = 0; row < group->rows; ++row) {
         const uint8_t* from = codes + row * row_n_bytes;
-        uint8_t* block = m->packs + size_t(row / 16) * m->n_packs * 64 + row % 16 * 4;
-        for (int64_t col = 0; col < m->cols; ++col) {
-            const int64_t group = col / 4;
-            block[group / per_pack * 64 + col % 4] |=
-                uint8_t(code_at(from, first_col + col, bits) << (group % per_pack * bits));
+        uint8_t* to = group->packs + start_of_row(*group, row);
+        for (int64_t col = 0; col < group->cols; ++col) {
+            const int64_t quad = col / kQuadCols;
+            to[quad / per_pack * kPackBytes + col % kQuadCols] |=
+                uint8_t(code_at(from, first_col + col, bits) << (quad % per_pack * bits));
         }
     }
 }
 
-size_t packs_n_bytes(const Matrix& m) { return size_t(m.n_blocks) * m.n_packs * 64; }
+size_t packs_n_bytes(const ColumnGroup& group) { return size_t(group.n_blocks) * group.n_packs * kPackBytes; }
 
-size_t floats_n_bytes(const Weights& w) { return size_t(w.n_blocks) * 16 * w.cols * (w.bits / 8); }
+size_t scales_n_bytes(const ColumnGroup& group) { return size_t(group.n_blocks) * kBlockRows * sizeof(float); }
 
-bool fill_group(Matrix* m, const Weights& w, int group, const uint8_t* codes, const int8_t* levels,
+size_t floats_n_bytes(const Matrix& w) { return size_t(w.n_blocks) * kBlockRows * w.cols * (w.bits / 8); }
+
+bool fill_group(ColumnGroup* group, const Matrix& w, int g, const uint8_t* codes, const int8_t* levels,
                 int n_levels, const float* scales, int64_t scale_rows) {
-    const int64_t first_col = group * w.group_size;
-    m->rows = w.rows;
-    m->cols = std::min(w.group_size, w.cols - first_col);
-    m->bits = w.bits;
-    m->n_blocks = w.n_blocks;
-    m->n_packs = int((m->cols * m->bits + 31) / 32);    // 32 bits of a row
-    const size_t n_bytes = packs_n_bytes(*m);
-    m->packs = static_cast<uint8_t*>(mpq::weights_new(n_bytes));
-    m->scales = static_cast<float*>(mpq::aligned_new(size_t(m->n_blocks) * 64));
-    if (!m->packs || !m->scales) return false;
-    std::memset(m->packs, 0, n_bytes);
-    for (int64_t i = 0; i < m->n_blocks * 16; ++i)
-        m->scales[i] = i < m->rows ? scales[(scale_rows == 1 ? 0 : i) * w.n_groups + group] : 0.0f;
-    fill_tables(m, levels, n_levels);
-    fill_packs(m, codes, (w.cols * w.bits + 7) / 8, first_col);
+    const int64_t first_col = g * w.group_size;
+    group->rows = w.rows;
+    group->cols = std::min(w.group_size, w.cols - first_col);
+    group->bits = w.bits;
+    group->n_blocks = w.n_blocks;
+    constexpr int kRowBits = 8 * kQuadCols;    // of a row in one pack
+    group->n_packs = int((group->cols * group->bits + kRowBits - 1) / kRowBits);
+    const size_t n_bytes = packs_n_bytes(*group);
+    group->packs = static_cast<uint8_t*>(mpq::weights_new(n_bytes));
+    group->scales = static_cast<float*>(mpq::aligned_new(scales_n_bytes(*group)));
+    if (!group->packs || !group->scales) return false;
+    std::memset(group->packs, 0, n_bytes);
+    for (int64_t i = 0; i < group->n_blocks * kBlockRows; ++i)
+        group->scales[i] = i < group->rows ? scales[(scale_rows == 1 ? 0 : i) * w.n_groups + g] : 0.0f;
+    fill_tables(group, levels, n_levels);
+    fill_packs(group, codes, (w.cols * w.bits + 7) / 8, first_col);
     return true;
 }
 
-Weights* new_weights(int64_t rows, int64_t cols, int bits) {
-    if (rows < 1 || rows > INT32_MAX / 16 || cols < 1 || cols > mpq::kMaxCols) return nullptr;
-    Weights* w = new (std::nothrow) Weights();
+Matrix* new_weights(int64_t rows, int64_t cols, int bits) {
+    if (rows < 1 || rows > INT32_MAX / kBlockRows || cols < 1 || cols > mpq::kMaxCols) return nullptr;
+    Matrix* w = new (std::nothrow) Matrix();
     if (!w) return nullptr;
     w->rows = rows;
     w->cols = w->group_size = cols;
     w->bits = bits;
-    w->n_blocks = int((rows + 15) / 16);
+    w->n_blocks = int(mpq::padded_rows(rows) / kBlockRows);
     return w;
 }
 
 template <class T>
-void fill_floats(Weights* w, const T* from) {
+void fill_floats(Matrix* w, const T* from) {
     T* to = static_cast<T*>(w->floats);
-    for (int64_t row = 0; row < w->n_blocks * 16; ++row)
+    for (int64_t row = 0; row < w->n_blocks * kBlockRows; ++row)
         for (int64_t col = 0; col < w->cols; ++col)
-            to[(row / 16 * w->cols + col) * 16 + row % 16] =
+            to[(row / kBlockRows * w->cols + col) * kBlockRows + row % kBlockRows] =
                 row < w->rows ? from[row * w->cols + col] : T(0);
 }
 
+// The first number of a row; the others stand kBlockRows apart.
 template <class T>
-void floats_of_row(const Weights& w, int64_t row, T* out) {
-    const T* from = static_cast<const T*>(w.floats) + row / 16 * w.cols * 16 + row % 16;
-    for (int64_t col = 0; col < w.cols; ++col) out[col] = from[col * 16];
+const T* floats_at_row(const Matrix& w, int64_t row) {
+    return static_cast<const T*>(w.floats) + row / kBlockRows * w.cols * kBlockRows + row % kBlockRows;
+}
+
+template <class T>
+void floats_of_row(const Matrix& w, int64_t row, T* out) {
+    const T* from = floats_at_row<T>(w, row);
+    for (int64_t col = 0; col < w.cols; ++col) out[col] = from[col * kBlockRows];
 }
 
 float half_to_float(uint16_t half) {
@@ -165,32 +187,32 @@ float half_to_float(uint16_t half) {
 
 }  // namespace
 
-MPQ_API Weights* mpq_codes_new(const uint8_t* codes, int64_t rows, int64_t cols, int bits,
+MPQ_API Matrix* mpq_matrix_of_codes(const uint8_t* codes, int64_t rows, int64_t cols, int bits,
                                const int8_t* levels, int n_levels, const float* scales,
                                int64_t scale_rows, int64_t group_size) {
     if (!are_levels(bits, levels, n_levels) || (scale_rows != 1 && scale_rows != rows)) return nullptr;
     if (group_size < 1 || group_size > cols) return nullptr;
-    Weights* w = new_weights(rows, cols, bits);
+    Matrix* w = new_weights(rows, cols, bits);
     if (!w) return nullptr;
     w->group_size = group_size;
     const int n_groups = int((cols + group_size - 1) / group_size);
-    w->groups = new (std::nothrow) Matrix[n_groups]();
+    w->groups = new (std::nothrow) ColumnGroup[n_groups]();
     bool good = w->groups != nullptr;
     w->n_groups = good ? n_groups : 0;
     for (int g = 0; good && g < n_groups; ++g)
         good = fill_group(w->groups + g, *w, g, codes, levels, n_levels, scales, scale_rows);
     if (good) return w;
-    mpq_weights_free(w);
+    mpq_matrix_free(w);
     return nullptr;
 }
 
-MPQ_API Weights* mpq_floats_new(const void* values, int64_t rows, int64_t cols, int bits) {
+MPQ_API Matrix* mpq_matrix_of_floats(const void* values, int64_t rows, int64_t cols, int bits) {
     if (bits != 16 && bits != 32) return nullptr;
-    Weights* w = new_weights(rows, cols, bits);
+    Matrix* w = new_weights(rows, cols, bits);
     if (!w) return nullptr;
     w->floats = mpq::weights_new(floats_n_bytes(*w));
     if (!w->floats) {
-        mpq_weights_free(w);
+        mpq_matrix_free(w);
         return nullptr;
     }
     if (bits == 16)
@@ -200,7 +222,7 @@ MPQ_API Weights* mpq_floats_new(const void* values, int64_t rows, int64_t cols, 
     return w;
 }
 
-MPQ_API void mpq_weights_free(Weights* w) {
+MPQ_API void mpq_matrix_free(Matrix* w) {
     if (!w) return;
     for (int g = 0; g < w->n_groups; ++g) {
         mpq::weights_delete(w->groups[g].packs, packs_n_bytes(w->groups[g]));
@@ -211,25 +233,25 @@ MPQ_API void mpq_weights_free(Weights* w) {
     delete w;
 }
 
-MPQ_API int64_t mpq_weights_n_bytes(const Weights* w) {
-    int64_t n_bytes = sizeof(Weights) + w->n_groups * int64_t(sizeof(Matrix));
+MPQ_API int64_t mpq_matrix_n_bytes(const Matrix* w) {
+    int64_t n_bytes = sizeof(Matrix) + w->n_groups * int64_t(sizeof(ColumnGroup));
     for (int g = 0; g < w->n_groups; ++g)
-        n_bytes += packs_n_bytes(w->groups[g]) + int64_t(w->n_blocks) * 64;
+        n_bytes += packs_n_bytes(w->groups[g]) + scales_n_bytes(w->groups[g]);
     return n_bytes + (w->floats ? floats_n_bytes(*w) : 0);
 }
 
-MPQ_API int mpq_weights_stored(const Weights* w, void* stored) {
+MPQ_API int mpq_matrix_stored(const Matrix* w, void* stored) {
     if (w->bits >= 16) {
         for (int64_t row = 0; row < w->rows; ++row)
             if (w->bits == 16)
                 floats_of_row(*w, row, static_cast<uint16_t*>(stored) + row * w->cols);
             else
                 floats_of_row(*w, row, static_cast<float*>(stored) + row * w->cols);
-        return 0;
+        return mpq::kOk;
     }
     const int64_t row_n_bytes = (w->cols * w->bits + 7) / 8;
     uint8_t* codes = new (std::nothrow) uint8_t[w->cols];
-    if (!codes) return -3;
+    if (!codes) return mpq::kNoMemory;
     std::memset(stored, 0, size_t(w->rows * row_n_bytes));
     for (int64_t row = 0; row < w->rows; ++row) {
         uint8_t* to = static_cast<uint8_t*>(stored) + row * row_n_bytes;
@@ -239,51 +261,51 @@ MPQ_API int mpq_weights_stored(const Weights* w, void* stored) {
             to[col * w->bits / 8] |= uint8_t(codes[col] << (col * w->bits % 8));
     }
     delete[] codes;
-    return 0;
+    return mpq::kOk;
 }
 
-MPQ_API int mpq_weights_rows(const Weights* w, const int64_t* rows, int64_t n, float* out) {
+MPQ_API int mpq_matrix_rows(const Matrix* w, const int64_t* rows, int64_t n, float* out) {
     for (int64_t i = 0; i < n; ++i)
-        if (rows[i] < 0 || rows[i] >= w->rows) return -4;
+        if (rows[i] < 0 || rows[i] >= w->rows) return mpq::kNoSuchRow;
     for (int64_t i = 0; i < n; ++i) mpq::float_row(*w, rows[i], out + i * w->cols);
-    return 0;
+    return mpq::kOk;
 }
 
 namespace mpq {
 
 template <int BITS>
-static void codes_of(const Matrix& m, const uint8_t* from, uint8_t* codes) {
+static void codes_of(const ColumnGroup& group, const uint8_t* from, uint8_t* codes) {
     constexpr int kMask = (1 << BITS) - 1;
-    for (int64_t col = 0; col < m.cols; from += 64)
-        for (int shift = 0; shift < 8; shift += BITS, col += 4) {
-            if (col + 4 <= m.cols)
-                for (int j = 0; j < 4; ++j) codes[col + j] = (from[j] >> shift) & kMask;
+    for (int64_t col = 0; col < group.cols; from += kPackBytes)
+        for (int shift = 0; shift < 8; shift += BITS, col += kQuadCols) {
+            if (col + kQuadCols <= group.cols)
+                for (int j = 0; j < kQuadCols; ++j) codes[col + j] = (from[j] >> shift) & kMask;
             else
-                for (int j = 0; col + j < m.cols; ++j) codes[col + j] = (from[j] >> shift) & kMask;
+                for (int j = 0; col + j < group.cols; ++j) codes[col + j] = (from[j] >> shift) & kMask;
         }
 }
 
-void codes_of_row(const Matrix& m, int64_t row, uint8_t* codes) {
-    const uint8_t* from = m.packs + size_t(row / 16) * m.n_packs * 64 + row % 16 * 4;
-    if (m.bits == 1) return codes_of<1>(m, from, codes);
-    if (m.bits == 2) return codes_of<2>(m, from, codes);
-    if (m.bits == 4) return codes_of<4>(m, from, codes);
-    codes_of<8>(m, from, codes);
+void codes_of_row(const ColumnGroup& group, int64_t row, uint8_t* codes) {
+    const uint8_t* from = group.packs + start_of_row(group, row);
+    if (group.bits == 1) return codes_of<1>(group, from, codes);
+    if (group.bits == 2) return codes_of<2>(group, from, codes);
+    if (group.bits == 4) return codes_of<4>(group, from, codes);
+    codes_of<8>(group, from, codes);
 }
 
-void float_row(const Weights& w, int64_t row, float* out) {
+void float_row(const Matrix& w, int64_t row, float* out) {
     if (w.bits == 32) return floats_of_row(w, row, out);
     if (w.bits == 16) {
-        const uint16_t* from = static_cast<const uint16_t*>(w.floats) + row / 16 * w.cols * 16 + row % 16;
-        for (int64_t col = 0; col < w.cols; ++col) out[col] = half_to_float(from[col * 16]);
+        const uint16_t* from = floats_at_row<uint16_t>(w, row);
+        for (int64_t col = 0; col < w.cols; ++col) out[col] = half_to_float(from[col * kBlockRows]);
         return;
     }
     uint8_t codes[kMaxCols];
     for (int g = 0; g < w.n_groups; ++g) {
-        const Matrix& m = w.groups[g];
-        codes_of_row(m, row, codes);
-        for (int64_t col = 0; col < m.cols; ++col)
-            out[g * w.group_size + col] = m.scales[row] * float(level_of(m, codes[col]));
+        const ColumnGroup& group = w.groups[g];
+        codes_of_row(group, row, codes);
+        for (int64_t col = 0; col < group.cols; ++col)
+            out[g * w.group_size + col] = group.scales[row] * float(level_of(group, codes[col]));
     }
 }
 

@@ -24,6 +24,8 @@ namespace mpq {
 
 int padded_cols(int64_t cols) { return int((cols + kPadCols - 1) / kPadCols * kPadCols); }
 
+int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }
+
 int most_blocks(int64_t batch) {
     return batch < 2 ? kMostChunkBlocks
                      : int(std::max<int64_t>(kMostChunkBlocks / batch, kChunkBlocks));
@@ -38,12 +40,12 @@ int chunk_blocks(int n_blocks, int n_threads, int64_t batch) {
     return (n_blocks + n_chunks - 1) / n_chunks;
 }
 
-constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kHugePage = size_t(2) << 20;    // of x86-64, and the common one of ARM
 
 void* aligned_new(size_t n_bytes) {
     const bool is_huge = n_bytes >= kHugePage;
     void* p = nullptr;
-    if (posix_memalign(&p, is_huge ? kHugePage : 64, n_bytes ? n_bytes : 1)) return nullptr;
+    if (posix_memalign(&p, is_huge ? kHugePage : kAlignment, n_bytes ? n_bytes : 1)) return nullptr;
 #ifdef MADV_HUGEPAGE
     // Reading in a row from main memory, twice as fast as over pages of 4 KiB. A failure is no matter.
     if (is_huge) madvise(p, n_bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -55,10 +57,11 @@ void aligned_delete(void* p) { std::free(p); }
 
 namespace {
 
-constexpr size_t kSlab = size_t(32) << 20;
+constexpr size_t kSlab = size_t(32) << 20;           // 16 huge pages: what is left of the last slab is wasted
+constexpr size_t kLeastInSlab = size_t(64) << 10;    // smaller pieces gain nothing
 
-// Weights of one thread side by side, freed together. A slab begins at a multiple of its size.
-struct alignas(64) Slab {
+// Matrix of one thread side by side, freed together. A slab begins at a multiple of its size.
+struct alignas(kAlignment) Slab {
     std::atomic<int> n_users;    // pieces in use, and the thread that still takes some
     size_t used;
 
@@ -72,12 +75,12 @@ struct OpenSlab {
     ~OpenSlab() { Slab::release(slab); }
 };
 
-// Smaller pieces gain nothing, larger ones have huge pages of their own; in slabs the sanitizer sees no ends.
+// Larger pieces have huge pages of their own; in slabs the sanitizer sees no ends.
 bool lies_in_slab(size_t n_bytes) {
 #ifdef __SANITIZE_ADDRESS__
     return false;
 #else
-    return n_bytes >= 64 << 10 && n_bytes < kHugePage;
+    return n_bytes >= kLeastInSlab && n_bytes < kHugePage;
 #endif
 }
 
@@ -130,19 +133,20 @@ Arena& thread_arena() {
 }
 
 void interleave(const int8_t* q, int64_t stride, int64_t cols, int batch, int8_t* x, int32_t* sums) {
-    const int64_t whole = cols / 4, n_groups = padded_cols(cols) / 4;
+    const int64_t whole = cols / kQuadCols, n_quads = padded_cols(cols) / kQuadCols;
     for (int b = 0; b < batch; ++b) {
         const int8_t* row = q + b * stride;
         int32_t sum = 0;
         for (int64_t k = 0; k < cols; ++k) sum += row[k];
         sums[b] = sum;
-        int8_t* to = x + 4 * b;
-        for (int64_t k = 0; k < whole; ++k) std::memcpy(to + k * batch * 4, row + 4 * k, 4);
-        for (int64_t k = whole; k < n_groups; ++k) {
-            int8_t last[4] = {0, 0, 0, 0};
-            for (int j = 0; j < 4; ++j)
-                if (4 * k + j < cols) last[j] = row[4 * k + j];
-            std::memcpy(to + k * batch * 4, last, 4);
+        int8_t* to = x + kQuadCols * b;
+        const int64_t step = int64_t(batch) * kQuadCols;
+        for (int64_t k = 0; k < whole; ++k) std::memcpy(to + k * step, row + kQuadCols * k, kQuadCols);
+        for (int64_t k = whole; k < n_quads; ++k) {
+            int8_t last[kQuadCols] = {};
+            for (int j = 0; j < kQuadCols; ++j)
+                if (kQuadCols * k + j < cols) last[j] = row[kQuadCols * k + j];
+            std::memcpy(to + k * step, last, kQuadCols);
         }
     }
 }

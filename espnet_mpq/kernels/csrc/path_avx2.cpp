@@ -9,11 +9,10 @@
 
 namespace {
 
-struct Isa {
+struct Isa : LookUpIsa<Isa> {
     using Vec = __m256i;
     static constexpr int kRows = 8;
     static constexpr int kAhead = 0;
-    static constexpr bool kIsSigned = false;
     static constexpr int kMaxColumns = 4;
 
     static constexpr int max_units(int nb) { return nb <= 2 ? 4 : 2; }
@@ -22,19 +21,9 @@ struct Isa {
         return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
     }
     static Vec splat(int32_t x) { return _mm256_set1_epi32(x); }
-    static Vec broadcast(const int8_t* p) {
-        int32_t four;
-        std::memcpy(&four, p, 4);
-        return _mm256_set1_epi32(four);
-    }
+    static Vec broadcast(const int8_t* x) { return _mm256_set1_epi32(load_quad(x)); }
     static Vec low(Vec v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
     static Vec high(Vec v) { return low(_mm256_srli_epi16(v, 4)); }
-    template <int BITS, int G, class Tables>
-    static Vec decode(Vec codes, const Tables& tables) {
-        if constexpr (BITS == 8) return codes;
-        constexpr int kHalf = 4 / BITS;
-        return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
-    }
     static Vec add(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
     // vpmaddubsw adds two products in int16 with saturation: exact for u <= 128, because
     // 2 * 128 * 127 and -2 * 128 * 128 fit. A wide u is split into its upper bit and the rest.
@@ -54,18 +43,18 @@ struct Isa {
 
     struct Tables {
         Vec table[4];
-        explicit Tables(const mpq::Matrix& m) {
+        explicit Tables(const ColumnGroup& group) {
             for (int t = 0; t < 4; ++t)
                 table[t] = _mm256_broadcastsi128_si256(
-                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(m.tables[t])));
+                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(group.tables[t])));
         }
         Vec look_up(Vec nibbles, int t) const { return _mm256_shuffle_epi8(table[t], nibbles); }
     };
 };
 
-void product(const mpq::Matrix& m, const int8_t* x, const int32_t* sums, int batch, int first_block,
+void product(const ColumnGroup& group, const int8_t* x, const int32_t* sums, int batch, int first_block,
              int n_blocks, int32_t* y) {
-    (m.max_u > 128 ? product_of<Isa, true> : product_of<Isa, false>)(m, x, sums, batch, first_block,
+    (group.max_u > 128 ? product_of<Isa, true> : product_of<Isa, false>)(group, x, sums, batch, first_block,
                                                                      n_blocks, y);
 }
 

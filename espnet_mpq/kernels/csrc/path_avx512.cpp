@@ -9,32 +9,21 @@
 
 namespace {
 
-struct Isa {
+struct Isa : LookUpIsa<Isa> {
     using Vec = __m512i;
     static constexpr int kRows = 16;
     static constexpr int kAhead = 8192;    // bytes
-    static constexpr bool kIsSigned = false;
     static constexpr int kMaxColumns = 8;
 
     // 8 to 24 accumulators of 32 registers; many rows at small batch, for one is latency-bound.
     static constexpr int max_units(int nb) { return nb <= 2 ? 8 : nb <= 5 ? 4 : 2; }
-    // Units of the tiles with sums of each group: 8 accumulators a column; more streams of codes are slower.
+    // Units of the tiles with sums of each quad: 8 accumulators a column; more streams of codes are slower.
     static constexpr int even_units(int bits, int nb) { return bits == 8 || nb > 2 ? 0 : bits; }
     static Vec load(const uint8_t* p) { return _mm512_load_si512(p); }
     static Vec splat(int32_t x) { return _mm512_set1_epi32(x); }
-    static Vec broadcast(const int8_t* p) {
-        int32_t four;
-        std::memcpy(&four, p, 4);
-        return _mm512_set1_epi32(four);
-    }
+    static Vec broadcast(const int8_t* x) { return _mm512_set1_epi32(load_quad(x)); }
     static Vec low(Vec v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static Vec high(Vec v) { return low(_mm512_srli_epi16(v, 4)); }
-    template <int BITS, int G, class Tables>
-    static Vec decode(Vec codes, const Tables& tables) {
-        if constexpr (BITS == 8) return codes;
-        constexpr int kHalf = 4 / BITS;
-        return tables.look_up(G < kHalf ? low(codes) : high(codes), G % (kHalf ? kHalf : 1));
-    }
     static Vec masked(Vec v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8(char(mask))); }
     static Vec add(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
     static Vec times(Vec v, int by) { return _mm512_mullo_epi32(v, _mm512_set1_epi32(by)); }
@@ -53,10 +42,10 @@ struct Isa {
 
     struct Tables {
         Vec table[4];
-        explicit Tables(const mpq::Matrix& m) {
+        explicit Tables(const ColumnGroup& group) {
             for (int t = 0; t < 4; ++t)
                 table[t] = _mm512_broadcast_i32x4(
-                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(m.tables[t])));
+                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(group.tables[t])));
         }
         Vec look_up(Vec nibbles, int t) const { return _mm512_shuffle_epi8(table[t], nibbles); }
     };

@@ -6,29 +6,29 @@
 
 namespace mpq {
 
-static void product(const Matrix& m, const int8_t* x, const int32_t* sums, int batch, int first_block,
-                    int n_blocks, int32_t* y) {
-    const int per_pack = 8 / m.bits, mask = (1 << m.bits) - 1;
+static void product(const ColumnGroup& group, const int8_t* x, const int32_t* sums, int batch,
+                    int first_block, int n_blocks, int32_t* y) {
+    const int per_pack = 8 / group.bits, mask = (1 << group.bits) - 1;
     const int stride = n_blocks * kBlockRows;
     for (int i = 0; i < n_blocks; ++i) {
-        const uint8_t* pack = m.packs + size_t(first_block + i) * m.n_packs * 64;
+        const uint8_t* pack = group.packs + size_t(first_block + i) * group.n_packs * kPackBytes;
         // Unsigned sums: partial sums may wrap, the last one fits.
         for (int b = 0; b < batch; ++b)
             for (int r = 0; r < kBlockRows; ++r)
-                y[b * stride + i * kBlockRows + r] = m.min_level * sums[b];
-        for (int p = 0; p < m.n_packs; ++p, pack += 64)
-            for (int g = 0; g < per_pack; ++g) {
-                int32_t u[64];
-                for (int j = 0; j < 64; ++j) {
-                    const int code = (pack[j] >> (g * m.bits)) & mask;
-                    u[j] = m.bits == 8 ? code : m.u_of_code[code];
+                y[b * stride + i * kBlockRows + r] = group.min_level * sums[b];
+        for (int p = 0; p < group.n_packs; ++p, pack += kPackBytes)
+            for (int q = 0; q < per_pack; ++q) {
+                int32_t u[kPackBytes];
+                for (int j = 0; j < kPackBytes; ++j) {
+                    const int code = (pack[j] >> (q * group.bits)) & mask;
+                    u[j] = group.bits == 8 ? code : group.u_of_code[code];
                 }
-                const int8_t* group = x + size_t(p * per_pack + g) * batch * 4;
-                for (int b = 0; b < batch; ++b, group += 4) {
+                const int8_t* quad = x + size_t(p * per_pack + q) * batch * kQuadCols;
+                for (int b = 0; b < batch; ++b, quad += kQuadCols) {
                     int32_t* to = y + b * stride + i * kBlockRows;
                     for (int r = 0; r < kBlockRows; ++r) {
                         int32_t sum = 0;
-                        for (int j = 0; j < 4; ++j) sum += u[4 * r + j] * group[j];
+                        for (int j = 0; j < kQuadCols; ++j) sum += u[kQuadCols * r + j] * quad[j];
                         to[r] = int32_t(uint32_t(to[r]) + uint32_t(sum));
                     }
                 }

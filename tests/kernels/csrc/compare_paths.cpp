@@ -53,7 +53,7 @@ bool compare(int n_paths) {
     for (float& one : scales) one = float(between(1, 1000)) / 1000;
     for (float& one : floats) one = float(between(-1000, 1000)) / 77;
     for (float& one : bias) one = float(between(-1000, 1000)) / 99;
-    mpq::Weights* w = mpq_codes_new(codes.data(), rows, cols, bits, levels.data(), int(levels.size()),
+    mpq::Matrix* w = mpq_matrix_of_codes(codes.data(), rows, cols, bits, levels.data(), int(levels.size()),
                                     scales.data(), rows, cols);
     if (!w) return std::printf("refused: %d x %d, %d bits\n", rows, cols, bits), false;
     std::vector<int32_t> want(batch * rows);
@@ -74,7 +74,7 @@ bool compare(int n_paths) {
             good = false;
         }
     }
-    mpq_weights_free(w);
+    mpq_matrix_free(w);
     return good;
 }
 

@@ -18,8 +18,8 @@ int main() {
     for (auto& scale : scales) scale = float(next() >> 24) / 256;
     for (auto& value : x) value = float(int32_t(next())) / 2147483648.0f;
     const int8_t levels[] = {-3, -1, 1, 3};
-    mpq::Weights* w =
-        mpq_codes_new(codes.data(), kRows, kCols, 2, levels, 4, scales.data(), kRows, kCols);
+    mpq::Matrix* w =
+        mpq_matrix_of_codes(codes.data(), kRows, kCols, 2, levels, 4, scales.data(), kRows, kCols);
     if (!w || mpq_linear(w, x.data(), kBatch, nullptr, want.data(), 0, 1)) return 2;
     int n_wrong[3] = {};
     std::vector<std::thread> callers;
@@ -35,7 +35,7 @@ int main() {
             }
         });
     for (auto& caller : callers) caller.join();
-    mpq_weights_free(w);
+    mpq_matrix_free(w);
     std::printf("%d wrong, %d workers\n", n_wrong[0] + n_wrong[1] + n_wrong[2], mpq_n_workers());
     return n_wrong[0] + n_wrong[1] + n_wrong[2] ? 1 : 0;
 }
