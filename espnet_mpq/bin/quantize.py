@@ -156,6 +156,8 @@ def _check_plan(args: argparse.Namespace, exp, user_options) -> None:
 
     planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
     smallest = planner.uniform(1)
+    if args.max_epoch is not None:
+        user_options = {**user_options, "max_epoch": args.max_epoch}
     train_settings(exp, planner.plan(smallest), user_options)
     least = planner.size(smallest)
     if not args.uniform and args.bits < least.effective_bits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 
 import pytest
 import yaml
@@ -142,7 +143,11 @@ LM_CONF = {"unit": 16, "nlayers": 2}
         ({"optim_conf": 3}, "malformed optim_conf: found 3; expected keys and values"),
         ({"max_epoch": "x"}, "malformed max_epoch: found 'x'; expected a whole number"),
         ({"token_list": []}, "bad vocab_size: found 0"),
-        ({"token_list": [1, 2]}, "no token list: found [1, 2]; expected a list of tokens"),
+        ({"token_list": 3}, "no token list: found 3; expected a list of tokens"),
+        ({"token_list": ["a", False]}, "token_list, entry 1 is False: found bool, not text;"),
+        ({"token_list": [None, 1.0]}, "entry 0 is None (2 entries are no text): found NoneType"),
+        ({"token_list": ["a", date(2021, 1, 2)]}, "entry 1 is 2021-01-02: found date, not text"),
+        ({"model": "LM_Multitask"}, "multitask LMs are not supported: found model: lm_multitask"),
         ({"token_type": 3}, "malformed token_type: found 3; expected text or null"),
         ({"token_type": None}, "no token_type: expected bpe, char or word"),
         ({"token_type": "cahr"}, "the host makes no tokenizer of"),

@@ -76,7 +76,16 @@ def read_config(config: Path) -> dict:
                 expected=expected,
                 todo="give " + AS_WRITTEN,
             )
-    settings["token_list"] = _read_token_list(config, settings["token_list"])
+    settings["token_list"] = read_token_list(config, settings["token_list"])
+    for key in ("lm", "model"):  # the host compares them in lower case
+        if key in settings:
+            settings[key] = settings[key].lower()
+    if settings.get("model") == "lm_multitask":
+        raise InputError(
+            f"{config}: multitask LMs are not supported",
+            found="model: lm_multitask, whose sentences begin with the name of a task",
+            expected="model: lm, whose sentences begin with <sos/eos>",
+        )
     return settings
 
 
@@ -115,11 +124,12 @@ def check_sizes(config: Path, settings: Mapping) -> None:
             raise error.at(config) from error
 
 
-def _read_token_list(config: Path, value) -> list:
+def read_token_list(config: Path, value: object) -> list:
     """``token_list`` of config.yaml: tokens inline, or a file of them, read as the host does.
 
     Raises:
-        InputError: neither, or no such file (a relative path counts from the current folder).
+        InputError: neither, no such file (a relative path counts from the current folder), or an
+            entry that YAML does not take for text.
     """
     if isinstance(value, str):
         refuse_unfetched(value)
@@ -133,10 +143,20 @@ def _read_token_list(config: Path, value) -> list:
                 found=f"{value}: {getattr(error, 'strerror', None) or error}",
                 todo="run this in the recipe folder, where the LM was trained",
             ) from error
-    if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
+    if not isinstance(value, list):
         raise InputError(
             f"{config} has no token list",
             found=repr(value)[:80],
             expected="a list of tokens, as lm_train writes it, or the path of tokens.txt",
+        )
+    odd = [k for k, token in enumerate(value) if not isinstance(token, str)]
+    if odd:
+        also = f" ({len(odd)} entries are no text)" if len(odd) > 1 else ""
+        raise InputError(
+            f"{config}: token_list, entry {odd[0]} is {str(value[odd[0]])[:40]}{also}",
+            found=f"{type(value[odd[0]]).__name__}, not text",
+            expected="text",
+            todo="put quotes around it, as lm_train does: YAML reads bare yes, no, on, off, null, "
+            "numbers and dates as other things",
         )
     return value

@@ -11,6 +11,11 @@ import yaml
 from espnet_mpq.errors import InputError, MismatchError, PlanError, near_matches
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
 from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.hosts.espnet.training.option_values import (
+    check_admm,
+    check_optimizer,
+    check_values,
+)
 from espnet_mpq.packed.architecture import FAMILIES
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.options import AdmmOptions
@@ -98,25 +103,25 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
             settings[option] = False
     fp_epochs = int(fp.get("max_epoch") or 2 * MOST_EPOCHS)
     settings["max_epoch"] = min(MOST_EPOCHS, max(FEWEST_EPOCHS, (fp_epochs + 1) // 2))
-    user = user or {}
-    check_options(user)
+    user = check_values(user or {})
     max_epoch = user.get("max_epoch", settings["max_epoch"])
-    if isinstance(max_epoch, bool) or not isinstance(max_epoch, int) or max_epoch < 1:
-        raise InputError("max_epoch", found=repr(max_epoch), expected="a whole number from 1")
     settings["keep_nbest_models"] = 1
     settings["best_model_criterion"] = [["valid", "loss", "min"]]
     settings.update(admm_settings(max_epoch))
     _merge(settings, user, str(exp.config))
+    _check_made(settings, user, exp)
     return settings
 
 
-def check_options(user: Mapping) -> None:
-    """Raise InputError for training options whose groups (lm_conf, ...) are none."""
-    for key, value in user.items():
-        if key.endswith("_conf") and value is not None and not isinstance(value, Mapping):
-            raise InputError(
-                f"training option {key}", found=repr(value)[:80], expected="keys and values"
-            )
+def _check_made(settings: Mapping, user: Mapping, exp: Experiment) -> None:
+    """Raise InputError for options that lm_train would stumble over; warn of inherited ones."""
+    check_admm(settings)
+    try:
+        check_optimizer(settings)
+    except InputError as error:
+        if {"optim", "optim_conf", "scheduler", "scheduler_conf"} & set(user):
+            raise
+        LOG.warning("%s: %s; --train_config can change it", exp.config, error)
 
 
 def _fine_tuning_lr(fp: Mapping, optim_conf: Mapping) -> dict:
@@ -180,7 +185,11 @@ def _merge(settings: dict, user: Mapping, config: str) -> None:
             expected=settings["lm"],
         )
     for key, value in lm_conf.items():
-        if not _is_dropout(key) and settings["lm_conf"].get(key, value) != value:
+        if _is_dropout(key):
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                name = f"training option lm_conf.{key}"
+                raise InputError(name, found=repr(value), expected="a number from 0 to below 1")
+        elif settings["lm_conf"].get(key, value) != value:
             raise MismatchError(
                 f"the training options change the LM of {config}: lm_conf.{key}",
                 found=repr(value),

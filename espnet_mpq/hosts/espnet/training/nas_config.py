@@ -7,7 +7,8 @@ from typing import Mapping, Optional
 from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
-from espnet_mpq.hosts.espnet.training.config import check_options, train_settings
+from espnet_mpq.hosts.espnet.training.config import train_settings
+from espnet_mpq.hosts.espnet.training.option_values import check_values
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.search.nas_options import NasOptions
 
@@ -37,8 +38,7 @@ def nas_settings(
     Raises:
         InputError: an LM whose bits cannot be searched, or unknown options.
     """
-    user = dict(user or {})
-    check_options(user)
+    user = check_values(user or {})
     for key in user.get("lm_conf") or {}:
         if key == "nas" or key == "plan":
             raise InputError(f"--train_config: lm_conf.{key}", todo="use the options of mpq nas")

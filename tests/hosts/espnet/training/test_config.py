@@ -177,3 +177,94 @@ def test_groups_of_options_that_are_none_are_refused(exp, plan, option, value):
             settings({option: value})
         message = f"training option {option}: found {value!r}; expected keys and values"
         assert str(caught.value) == message
+
+
+@pytest.fixture
+def refused(exp, plan):
+    from espnet_mpq.hosts.espnet.training.config import train_settings
+
+    def check(text, message):
+        with pytest.raises(InputError, match=message):
+            train_settings(exp, plan, yaml.safe_load(text))
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("optim_conf: {lr: 1e-3}", r"optim_conf.lr: found '1e-3'; .*1e-3 is text: write 0.001"),
+        ("optim_conf: {lr: 1.0e3}", r"1.0e3 is text: write 1000.0"),
+        ("optim_conf: {lr: 1e-10}", r"1e-10 is text: write 1.0e-10"),
+        ("optim_conf: {lr: '.5'}", r"optim_conf.lr: found '.5'.*write 0.5"),
+        ("optim_conf: {betas: [0.9, 1e-1]}", r"optim_conf.betas: found '1e-1'.*write 0.1"),
+        ("optim: adam\noptim_conf: {lr: -0.1}", r"optim_conf: found Invalid learning rate: -0.1"),
+        ("optim: adam\noptim_conf: {lr: .nan}", "lr: found nan; expected a finite number"),
+        ("optim: adam\noptim_conf: {lr: [0.1]}", r"lr: found \[0.1\]; expected a number"),
+        ("optim: adam\noptim_conf: {lr: on}", "lr: found True; expected a number; YAML reads yes"),
+        ("optim: adam\noptim_conf: {amsgrad: 1}", "amsgrad: found 1; expected true or false"),
+        ("optim: adam\noptim_conf: {betas: 0.9}", "betas: found 0.9; expected a list of 2"),
+        ("optim: adam\noptim_conf: {betas: [0.9, 2]}", "found Invalid beta parameter"),
+        ("optim: adam\noptim_conf: {weight_deacy: 0}", "did you mean 'weight_decay'.*Adam"),
+        ("optim: adamm", "optim: found 'adamm'; did you mean 'adam"),
+        ("optim: off", "optim: found False; expected one of adam"),
+        ("scheduler: warmupl", "scheduler: found 'warmupl'; did you mean 'warmuplr'"),
+        ("scheduler: warmuplr\nscheduler_conf: {warmup: 1}", "did you mean 'warmup_steps'"),
+        ("scheduler: steplr", "scheduler_conf: found .*step_size"),
+        ("scheduler: warmuplr\nscheduler_conf: {warmup_steps: 1e3}", "write 1000.0"),
+        ("mpq_gamma: text", "mpq_gamma: found 'text'; expected a number"),
+        ("mpq_gamma: -1", "gamma: found -1.*above 0"),
+        ("mpq_gamma: .nan", "mpq_gamma: found nan"),
+        ("mpq_gamma_schedule: grow", "gamma_schedule: found 'grow'; expected one of constant"),
+        ("mpq_distill: 2", "mpq_distill: found 2; expected a weight in 0..1"),
+        ("max_epoch: 4\nmpq_finish_epochs: 5", "at most max_epoch, which is 4"),
+        ("mpq_extragradient: maybe", "found 'maybe'; expected true or false"),
+        ("max_epoch: yes", "max_epoch: found True; expected a whole number; YAML reads yes"),
+        ("max_epoch: 1.5", "max_epoch: found 1.5; expected a whole number"),
+        ("max_epoch: 1e1", "max_epoch: found '1e1'.*is text: write 10.0"),
+        ("max_epoch: [5]", r"max_epoch: found \[5\]; expected a whole number"),
+        ("max_epoch: null", "max_epoch: found null; expected a whole number"),
+        ("max_epoch: 0", "max_epoch: found 0; expected a whole number from 1"),
+        ("accum_grad: 2021-01-01", "accum_grad: found datetime.date"),
+        ("batch_type: nummel", "batch_type: found 'nummel'; did you mean 'numel'"),
+        ("use_amp: 2", "use_amp: found 2; expected true or false"),
+        ("token_type: no", "token_type: found False; expected one of bpe, char, word"),
+        ("freeze_param: rnn", r"freeze_param: found 'rnn', one value; expected a list"),
+        ("keep_nbest_models: [0]", "keep_nbest_models: found 0"),
+        ("best_model_criterion: [[valid, loss, lowest]]", "train or valid"),
+        ("best_model_criterion: [[valid, loss]]", "expected .valid, loss, min"),
+        ("lm_conf: {dropout_rate: 2}", "dropout_rate: found 2; expected a number from 0"),
+        ("lm_conf: {dropout_rate: 1e-1}", "dropout_rate: found '1e-1'.*write 0.1"),
+        ("optim_conf: {1: 2}", "optim_conf.1: found 1; expected a name"),
+    ],
+)
+def test_every_value_is_checked_at_the_start(refused, text, message):
+    refused(text, message)
+
+
+def test_values_as_the_hosts_parser_takes_them(exp, plan):
+    from espnet_mpq.hosts.espnet.training.config import train_settings
+
+    user = yaml.safe_load(
+        "max_epoch: '6'\nmpq_gamma: 1e-3\ngrad_clip: .5\nbatch_bins: 1_000\nuse_amp: 'no'\n"
+        "patience: none\nkeep_nbest_models: 3\noptim: Adam\noptim_conf: {lr: 1.0e-3}\n"
+        "best_model_criterion: ['valid,loss,min']\nscheduler: null\ncleaner: null\n"
+        "mpq_extragradient: off\nlm_conf: {dropout_rate: 0}\nmax_cache_size: 1GB\n"
+    )
+    settings = train_settings(exp, plan, user)
+    wanted = dict(max_epoch=6, mpq_gamma=0.001, grad_clip=0.5, batch_bins=1000, use_amp=False)
+    wanted.update(patience=None, keep_nbest_models=3, optim="adam", optim_conf={"lr": 0.001})
+    wanted.update(best_model_criterion=[["valid", "loss", "min"]], mpq_extragradient=False)
+    assert {key: settings[key] for key in wanted} == wanted
+    assert all(type(settings[key]) is type(value) for key, value in wanted.items())
+
+
+def test_an_inherited_optimizer_that_cannot_be_made_is_a_warning(exp, plan, caplog):
+    from espnet_mpq.hosts.espnet.training.config import train_settings
+
+    exp = changed(exp, optim="fusedadam", optim_conf={})
+    with caplog.at_level("WARNING", logger="espnet_mpq"):
+        assert train_settings(exp, plan)["optim"] == "fusedadam"
+    assert "optim: found 'fusedadam'" in caplog.text and "--train_config" in caplog.text
+    with pytest.raises(InputError, match="fusedadam"):
+        train_settings(exp, plan, {"optim_conf": {"lr": 0.1}})
