@@ -7,6 +7,7 @@ import math
 from typing import Sequence, Tuple
 
 from espnet_mpq.errors import InputError
+from espnet_mpq.statistics import ratio_of_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,8 @@ def perplexity(
     Raises:
         InputError: no sentence, lists of different lengths, or an nll that is not finite.
 
-    The standard error is the linearised one of a ratio of sums over sentences (tokens of one
-    sentence are not independent): Cochran, Sampling Techniques, eq. 6.13, without the finite
-    population factor; through exp() by the delta method. One sentence gives nan.
+    The standard error is that of `ratio_of_sums` over sentences, through exp() by the delta
+    method. One sentence gives nan.
     """
     if not nll_nats or not len(nll_nats) == len(n_tokens) == len(n_words):
         raise InputError(
@@ -90,13 +90,9 @@ def perplexity(
 
 def _exp_ratio(nll_nats: Sequence[float], counts: Sequence[int]) -> Tuple[float, float]:
     """exp(sum nll / sum counts) and its standard error over sentences; inf when too large."""
-    n, total = len(counts), sum(counts)
-    mean = math.fsum(nll_nats) / total
+    mean, stderr = ratio_of_sums(nll_nats, counts)
     try:
         value = math.exp(mean)
     except OverflowError:
         return math.inf, math.nan
-    if n < 2:
-        return value, math.nan
-    square = math.fsum((nll - mean * count) ** 2 for nll, count in zip(nll_nats, counts))
-    return value, value * math.sqrt(square * n / (n - 1)) / total
+    return value, value * stderr

@@ -80,7 +80,16 @@ def read_row(
 
 def text_table(rows: Sequence[Row]) -> str:
     """Aligned columns for a terminal; columns that no row fills are left out."""
-    cells = _cells(rows)
+    return columns(_cells(rows))
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same as a Markdown table."""
+    return markdown(_cells(rows))
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first row the headings, as aligned columns: the first to the left."""
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     return "\n".join(
         "  ".join(
@@ -91,9 +100,8 @@ def text_table(rows: Sequence[Row]) -> str:
     )
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as a Markdown table."""
-    cells = _cells(rows)
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first row the headings, as a Markdown table."""
     rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [cells[0], rule, *cells[1:]])
 

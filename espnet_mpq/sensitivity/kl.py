@@ -13,6 +13,7 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.sensitivity.stages import Stages, whole_lm
 from espnet_mpq.sensitivity.table import Entry
+from espnet_mpq.statistics import ratio_of_sums
 
 Batch = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Mats = Mapping[str, Sequence[torch.Tensor]]
@@ -191,16 +192,6 @@ def relative_mse(weights: Sequence[torch.Tensor], values: Sequence[torch.Tensor]
     error = sum(float((w.double() - q.double()).square().sum()) for w, q in zip(weights, values))
     norm = sum(float(w.double().square().sum()) for w in weights)
     return error / norm if norm else 0.0
-
-
-def ratio_of_sums(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, float]:
-    """sum(sums) / sum(counts) and its linearised standard error over the pairs."""
-    n, total = len(sums), sum(counts)
-    mean = math.fsum(sums) / total
-    if n < 2:
-        return mean, math.nan
-    square = math.fsum((s - mean * c) ** 2 for s, c in zip(sums, counts))
-    return mean, math.sqrt(square * n / (n - 1)) / total
 
 
 def _observed(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

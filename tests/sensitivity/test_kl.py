@@ -13,7 +13,7 @@ from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.errors import InputError
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.fake_quant import project_cluster
-from espnet_mpq.sensitivity.kl import KlMeter, kl, ratio_of_sums, relative_mse
+from espnet_mpq.sensitivity.kl import KlMeter, kl, relative_mse
 
 N_TOKENS = 11
 
@@ -158,14 +158,6 @@ def test_tiny_and_huge_divergences():
     p = torch.tensor([[0.0, -200.0], [0.0, -200.0], [-200.0, 0.0]])
     q = torch.tensor([[-200.0, 0.0], [0.0, -200.0], [-0.6931472, -0.6931472]])
     assert kl(p, q).tolist() == pytest.approx([200.0, 0.0, 0.6931472], rel=1e-6)
-
-
-def test_ratio_of_sums():
-    mean, stderr = ratio_of_sums([2.0, 4.0, 9.0], [1, 2, 3])
-    assert mean == 2.5
-    # residuals -0.5, -1, 1.5
-    assert stderr == pytest.approx(math.sqrt(3.5 * 3 / 2) / 6)
-    assert math.isnan(ratio_of_sums([1.0], [4])[1])
 
 
 def test_relative_mse_of_zero_weights():

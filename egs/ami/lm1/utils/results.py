@@ -7,6 +7,7 @@ from pathlib import Path
 
 from espnet_mpq.io import read_json
 from espnet_mpq.recipe import report
+from espnet_mpq.report.table import markdown
 
 LM_FILE, PACKED_FILE = "valid.loss.best.pth", "packed.safetensors"
 SETS = ("dev", "eval")
@@ -86,12 +87,6 @@ def bits_of(lms: Path) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown(rows: list[tuple[str, ...]]) -> list[str]:
-    rule = "| --- |" + " ---: |" * (len(rows[0]) - 1)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], rule, *lines[1:]]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -115,9 +110,9 @@ def main() -> None:
         if not (lms / "uniform" / "packed" / "perplexity_eval.json").is_file():
             continue
         table = markdown([HEADINGS, *rows_of(lms)])
-        print("\n".join([title, *table]))
-        lines += ["", f"## {title}", "", *table, "", "Bits of every cluster:", ""]
-        lines += [*markdown(bits_of(lms))]
+        print(f"{title}\n{table}")
+        lines += ["", f"## {title}", "", table, "", "Bits of every cluster:", ""]
+        lines += [markdown(bits_of(lms))]
     command = "`./run.sh --lm_type rnn` and `--lm_type transformer`, seed 0 everywhere."
     lines += ["", "## Made with", "", f"{command} {report.versions()}.", report.machine()]
     lines += ["", PAPER.rstrip("\n")]
