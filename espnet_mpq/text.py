@@ -137,7 +137,7 @@ def _warn_of_repeated_names(path: Path, named: Sequence[Tuple[int, str, str]]) -
         LOG.warning(
             "%s: %d of %d names of utterances are there already (line %d: %s, as in line %d); all "
             "sentences are kept",
-            *(path, len(again), len(named), number, utt, first[utt]),
+            *(path, len(again), len(named), number, shown(utt), first[utt]),
         )
 
 
@@ -200,11 +200,16 @@ def _ends_in_name(line: str) -> bool:
     return last.startswith("(") and last.endswith(")") and len(last) > 2
 
 
+def shown(word: str) -> str:
+    """A word for people: with codes in place of characters that cannot be seen."""
+    return word if word.isprintable() else ascii(word)
+
+
 def with_host_names(sentences: Sentences) -> List[Tuple[str, str]]:
     """The sentences under names that a host can take: theirs, or else their numbers, all of them.
 
-    A host uses names as keys and as parts of file names, so they must differ, be printable and
-    short, and hold no "/".
+    A host uses names as keys, as parts of file names and in titles of figures, so they must
+    differ, be printable and short, and hold no "/" or "$" (which begins a formula).
     """
     names = [utt for utt, _ in sentences]
     if len(set(names)) == len(names) and all(_is_host_name(name) for name in names):
@@ -216,7 +221,7 @@ def with_host_names(sentences: Sentences) -> List[Tuple[str, str]]:
 def _is_host_name(name: str) -> bool:
     if not name.isprintable() or len(name.encode("utf-8")) > 200:
         return False
-    return len(name.split()) == 1 and "/" not in name and name not in (".", "..")
+    return len(name.split()) == 1 and not set("/$") & set(name) and name not in (".", "..")
 
 
 def write_text(path: Union[str, Path], sentences: Sentences) -> None:

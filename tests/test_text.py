@@ -152,7 +152,10 @@ def test_names_that_come_again_are_said_and_kept(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "name",
-    ["a/b", "/tmp/x", "..", ".", "u" * 201, "\u00e9" * 101, "a\u200bb", "a\ufeff", "a\x01", "u2"],
+    [
+        *("a/b", "/tmp/x", "..", ".", "u" * 201, "\u00e9" * 101),
+        *("a\u200bb", "a\ufeff", "a\x01", "a$b^$", "u2"),
+    ],
 )
 def test_names_that_no_host_can_take_are_replaced(name):
     good = [("u1", "a"), ("u2", "b"), ("\u00e9:=+@#-_.", "c")]

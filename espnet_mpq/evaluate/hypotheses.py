@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 from espnet_mpq.errors import InputError, near_matches
 from espnet_mpq.evaluate.scoring import AS_HOST, Scoring
 from espnet_mpq.io import read_lines
-from espnet_mpq.text import share_of_ids
+from espnet_mpq.text import share_of_ids, shown
 
 LOG = logging.getLogger("espnet_mpq")
 FILE_FORMATS = ("auto", "kaldi", "trn", "plain")
@@ -172,7 +172,7 @@ def _check_distinct(entries: Sequence[Entry], path) -> None:
     again = []
     for number, utt, _ in entries:
         if utt in first:
-            again.append(f"{utt} (lines {first[utt]} and {number})")
+            again.append(f"{shown(utt)} (lines {first[utt]} and {number})")
         first.setdefault(utt, number)
     if again:
         raise InputError(
@@ -244,4 +244,4 @@ def _doubt(files: Sequence[object], agreeing) -> None:
 
 def _listed(utts: Sequence[str]) -> str:
     more = f", ... ({len(utts)} in all)" if len(utts) > _N_LISTED else ""
-    return ", ".join(utts[:_N_LISTED]) + more
+    return ", ".join(map(shown, utts[:_N_LISTED])) + more

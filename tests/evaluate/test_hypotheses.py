@@ -167,6 +167,11 @@ def test_pair_lists_missing_and_extra_utterances():
     assert "not in the reference: new" in message and "--text_format plain" in message
 
 
+def test_signs_that_cannot_be_seen_are_shown():
+    with pytest.raises(InputError, match=r"missing: u1; not in the reference: 'u1\\u200b'"):
+        pair({"u1": ["a"]}, {"s": {"u1\u200b": ["a"]}})
+
+
 def test_pair_refuses_a_reference_without_words():
     with pytest.raises(InputError, match="no word"):
         pair({"u": []}, {"s": {"u": ["a"]}})

@@ -13,7 +13,7 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.file_kind import refuse_unfetched
 from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.io import read_lines
-from espnet_mpq.text import TokenizedText
+from espnet_mpq.text import TokenizedText, shown
 
 LOG = logging.getLogger("espnet_mpq")
 
@@ -132,7 +132,7 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
         ids.append(tokens)
         n_words.append(len(words))
     if n_oov_tokens:
-        examples = [_shown(word) for word, is_oov in oov_by_word.items() if is_oov][:5]
+        examples = [shown(word) for word, is_oov in oov_by_word.items() if is_oov][:5]
         n_tokens = sum(len(x) for x in ids)
         LOG.warning(
             "%d of %d tokens (in %d of %d words) are unknown to the LM, scored as <unk>: %s ...",
@@ -152,7 +152,3 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
 def _odd_spaces(text: str) -> List[str]:
     """White space within a sentence that is no blank; a character LM has no token for it."""
     return sorted({c for c in text if c.isspace() and c != " "})
-
-
-def _shown(word: str) -> str:
-    return word if word.isprintable() else ascii(word)
