@@ -143,3 +143,17 @@ class FloatTransformer(torch.nn.Module):
         for block in self.blocks:
             x = block(x, src_mask=mask)
         return self.decoder(self.norm(x)), None
+
+
+def module_of(weights: dict) -> torch.nn.Module:
+    """A module that has these parameters, under these (dotted) names, and computes nothing."""
+    root = torch.nn.Module()
+    for name, value in weights.items():
+        *path, last = name.split(".")
+        module = root
+        for key in path:
+            if not hasattr(module, key):
+                module.add_module(key, torch.nn.Module())
+            module = getattr(module, key)
+        module.register_parameter(last, torch.nn.Parameter(value.clone()))
+    return root
