@@ -1,25 +1,25 @@
-"""Weight clusters: which parts of which parameters of an LM share one bit-width."""
+"""Weight clusters: which parts of which parameters share one bit-width, and their weights."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from math import prod
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 
 from espnet_mpq.errors import InputError
 
-# PyTorch stacks the gates of a layer along the rows of weight_ih / weight_hh in this order.
-GATES = {4: "ifgo", 3: "rzn", 1: "h"}
-# Module inside a Transformer block of the host -> kind of its cluster.
-SUBLAYERS = {"self_attn": "attention", "feed_forward": "feed_forward"}
-_SUBLAYER = re.compile(r"encoder\.encoders\.(\d+)\.(self_attn|feed_forward)\.")
+Mats = List[torch.Tensor]  # one (rows, cols) per part of a cluster
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``start:stop`` of one 2-D parameter (name relative to the LM module)."""
+    """Rows ``start:stop`` of one parameter seen as a matrix: its first axis by all the others.
+
+    ``parameter`` is a name relative to the module; a kernel of a convolution (out, in, k) has
+    in * k columns.
+    """
 
     parameter: str
     start: int
@@ -34,117 +34,139 @@ class Part:
     def n_weights(self) -> int:
         return (self.stop - self.start) * self.cols
 
+    @classmethod
+    def whole(cls, parameter: str, shape: Sequence[int]) -> "Part":
+        """All of a parameter of at least two axes."""
+        return cls(parameter, 0, shape[0], prod(shape[1:]))
+
 
 @dataclass(frozen=True)
 class Cluster:
-    """What gets one bit-width; kind: embedding, gate, attention, feed_forward or output."""
+    """What gets one bit-width; kind: embedding, gate, attention, feed_forward, output, ...
+
+    Raises:
+        InputError: no part, or one without weights.
+    """
 
     name: str
     kind: str
     parts: Tuple[Part, ...]
+
+    def __post_init__(self):
+        if not self.parts or not all(part.n_weights > 0 for part in self.parts):
+            raise InputError(
+                f"cluster {self.name} has no weights",
+                found=[(part.parameter, part.shape) for part in self.parts] or "no parameter",
+                expected="at least one matrix",
+            )
 
     @property
     def n_weights(self) -> int:
         return sum(part.n_weights for part in self.parts)
 
 
-def unique_parameters(lm: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
-    """Parameters by name; a tied parameter appears once, under its first name."""
-    return dict(lm.named_parameters())
+class ClusterWeights:
+    """The weights of a module, cluster by cluster, as (rows, cols) matrices.
 
-
-def find_clusters(lm: torch.nn.Module) -> List[Cluster]:
-    """Find the clusters of an LM from the names and shapes of its parameters.
-
-    Known layouts: ESPnet's SequentialRNNLM (``encoder``, ``rnn``, ``decoder``; LSTM, GRU
-    and plain RNN) and ESPnet's TransformerLM (``embed``, ``encoder.encoders.N``,
-    ``decoder``). A tied embedding/output is the one cluster ``embedding``.
+    Names are looked up once, so the module must keep its parameter objects; it may move, be cast
+    and load other values.
 
     Args:
-        lm: the LM module itself (not the ESPnet model around it).
+        module: has every parameter that the clusters name; tied ones under their first name.
+        clusters: each weight in at most one.
+
+    Attributes:
+        module: as given.
+        clusters: cluster by name, in the order given.
 
     Raises:
-        InputError: no layout fits, or a weight matrix belongs to no cluster.
-
-    Source: own; granularity of Xu et al. 2021 (TASLP, arXiv 2112.11438), Fig. 6.
+        InputError: the module has no such parameter, or one of another shape.
     """
-    shapes = {name: tuple(p.shape) for name, p in unique_parameters(lm).items()}
-    return find_clusters_in_shapes(shapes)
+
+    def __init__(self, module: torch.nn.Module, clusters: Iterable[Cluster]):
+        self.module = module
+        self.clusters: Dict[str, Cluster] = {cluster.name: cluster for cluster in clusters}
+        parameters = dict(module.named_parameters())
+        self._parameters: Dict[str, List[torch.nn.Parameter]] = {}
+        for name, cluster in self.clusters.items():
+            for part in cluster.parts:
+                _check_part(name, part, parameters.get(part.parameter))
+            self._parameters[name] = [parameters[part.parameter] for part in cluster.parts]
+        self._views: Dict[str, Tuple[tuple, Mats]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._parameters.values()))[0].device
+
+    def mats(self, name: str) -> Mats:
+        """The weights of a cluster as detached views, one (rows, cols) per part; not to be kept."""
+        parameters = self._parameters[name]
+        # A module that moved or was cast has other memory; looking costs less than new views.
+        key = tuple([(p.data_ptr(), p.dtype) for p in parameters])
+        kept = self._views.get(name)
+        if kept is None or kept[0] != key:
+            kept = (key, [m.detach() for m in self._cut(name, parameters)])
+            self._views[name] = kept
+        return kept[1]
+
+    def set(self, name: str, mats: Sequence[torch.Tensor]) -> None:
+        """Overwrite the weights of a cluster in place; ``mats`` as mats returns them."""
+        with torch.no_grad():
+            for view, mat in zip(self.mats(name), mats):
+                view.copy_(mat)
+
+    def live(self, name: str) -> Mats:
+        """As mats, but differentiable: slices of the parameters."""
+        return self._cut(name, self._parameters[name])
+
+    def grads(self, name: str) -> Optional[Mats]:
+        """Views into the gradients, shaped as mats; None when a part has none."""
+        gradients = [p.grad for p in self._parameters[name]]
+        if any(gradient is None for gradient in gradients):
+            return None
+        return self._cut(name, gradients)
+
+    def parameters(self, name: str) -> List[torch.nn.Parameter]:
+        """The parameter of every part; gates of a layer share theirs."""
+        return self._parameters[name]
+
+    def _cut(self, name: str, tensors: Sequence[torch.Tensor]) -> Mats:
+        parts = self.clusters[name].parts
+        return [as_matrix(t)[part.start : part.stop] for t, part in zip(tensors, parts)]
 
 
-def find_clusters_in_shapes(shapes: Dict[str, Tuple[int, ...]]) -> List[Cluster]:
-    """As find_clusters, from {parameter name: shape} with tied parameters listed once."""
-    if "rnn.weight_ih_l0" in shapes:
-        clusters = _rnn_clusters(shapes)
-    elif any(name.startswith("encoder.encoders.0.") for name in shapes):
-        clusters = _transformer_clusters(shapes)
-    else:
+def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter as (rows, cols): its first axis by all the others, the same memory.
+
+    Raises:
+        InputError: its memory layout (channels_last) allows no such view.
+    """
+    if tensor.dim() == 2:
+        return tensor
+    try:
+        return tensor.view(tensor.shape[0], -1)
+    except RuntimeError as error:
         raise InputError(
-            "no known language model layout",
-            found=", ".join(list(shapes)[:6]) or "no parameters",
-            expected="parameters named as in ESPnet's seq_rnn or transformer LM",
+            "a weight is not laid out row by row",
+            found=f"shape {tuple(tensor.shape)}, strides {tensor.stride()}",
+            todo="give the module in torch.contiguous_format",
+        ) from error
+
+
+def _check_part(cluster: str, part: Part, parameter: Optional[torch.Tensor]) -> None:
+    shape = None if parameter is None else tuple(parameter.shape)
+    if shape is None or len(shape) < 2 or prod(shape[1:]) != part.cols or shape[0] < part.stop:
+        raise InputError(
+            f"cluster {cluster} does not fit the module: {part.parameter}",
+            found="no such parameter" if shape is None else shape,
+            expected=f"at least {part.stop} rows of {part.cols} columns",
         )
+
+
+def loose_matrices(
+    shapes: Dict[str, Tuple[int, ...]], clusters: Iterable[Cluster], kept: Iterable[str] = ()
+) -> List[str]:
+    """Names with two axes or more that are in no cluster and not in ``kept``."""
     covered = {part.parameter for cluster in clusters for part in cluster.parts}
-    loose = [n for n, s in shapes.items() if len(s) >= 2 and n not in covered]
-    if loose:
-        raise InputError("weight matrices outside every cluster", found=", ".join(loose))
-    return clusters
-
-
-def _whole(shapes, name: str) -> Part:
-    rows, cols = shapes[name]
-    return Part(name, 0, rows, cols)
-
-
-def _rnn_clusters(shapes) -> List[Cluster]:
-    clusters = [Cluster("embedding", "embedding", (_whole(shapes, "encoder.weight"),))]
-    layer = 0
-    while f"rnn.weight_ih_l{layer}" in shapes:
-        names = [f"rnn.weight_ih_l{layer}", f"rnn.weight_hh_l{layer}"]
-        rows, hidden = shapes[names[1]]
-        gates = GATES.get(rows // hidden)
-        if gates is None or rows % hidden:
-            raise InputError(f"{names[1]} has an unknown gate layout", found=shapes[names[1]])
-        for k, gate in enumerate(gates):
-            parts = tuple(Part(n, k * hidden, (k + 1) * hidden, shapes[n][1]) for n in names)
-            clusters.append(Cluster(f"rnn.l{layer}.{gate}", "gate", parts))
-        layer += 1
-    if "decoder.weight" in shapes:
-        clusters.append(Cluster("output", "output", (_whole(shapes, "decoder.weight"),)))
-    return clusters
-
-
-def _transformer_clusters(shapes) -> List[Cluster]:
-    embedding = [n for n in shapes if re.fullmatch(r"embed\.weight|encoder\.embed\.\d+\.weight", n)]
-    inputs = [n for n in embedding if len(shapes[n]) == 2]
-    clusters = [Cluster("embedding", "embedding", tuple(_whole(shapes, n) for n in inputs))]
-    sublayers: Dict[Tuple[int, str], List[Part]] = {}
-    for name, shape in shapes.items():
-        found = _SUBLAYER.match(name)
-        if found and len(shape) == 2:
-            key = int(found.group(1)), SUBLAYERS[found.group(2)]
-            sublayers.setdefault(key, []).append(_whole(shapes, name))
-    for (block, kind), parts in sorted(sublayers.items()):
-        clusters.append(Cluster(f"blocks.{block}.{kind}", kind, tuple(parts)))
-    if "decoder.weight" in shapes:
-        clusters.append(Cluster("output", "output", (_whole(shapes, "decoder.weight"),)))
-    return clusters
-
-
-def rest_parameters(lm: torch.nn.Module, clusters: Sequence[Cluster]) -> List[Tuple[str, tuple]]:
-    """Name and shape of the parameters that stay float (biases, norms), tied ones once."""
-    covered = {part.parameter for cluster in clusters for part in cluster.parts}
-    return [(n, tuple(p.shape)) for n, p in unique_parameters(lm).items() if n not in covered]
-
-
-def get_mats(lm: torch.nn.Module, cluster: Cluster) -> List[torch.Tensor]:
-    """The weights of a cluster as detached (rows, cols) views, one per part."""
-    parameters = unique_parameters(lm)
-    return [parameters[p.parameter].detach()[p.start : p.stop] for p in cluster.parts]
-
-
-def set_mats(lm: torch.nn.Module, cluster: Cluster, mats: Sequence[torch.Tensor]) -> None:
-    """Overwrite the weights of a cluster in place; ``mats`` as returned by get_mats."""
-    with torch.no_grad():
-        for view, mat in zip(get_mats(lm, cluster), mats):
-            view.copy_(mat)
+    covered.update(kept)
+    return [name for name, shape in shapes.items() if len(shape) >= 2 and name not in covered]

@@ -2,66 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
-from espnet_mpq.clusters import Cluster
 from espnet_mpq.errors import PlanError, near_matches
 from espnet_mpq.io import read_json, write_json
+from espnet_mpq.quant.spec import (
+    BITS,
+    GRIDS,
+    MOST_COLS,
+    QUANTIZED_BITS,
+    SCALE_N_BYTES,
+    TYINGS,
+    ClusterSpec,
+)
+
+if TYPE_CHECKING:  # clusters needs torch, which reading a plan does not
+    from espnet_mpq.clusters import Cluster
+
+__all__ = [
+    "BITS",
+    "GRIDS",
+    "MOST_COLS",
+    "QUANTIZED_BITS",
+    "SCALE_N_BYTES",
+    "TYINGS",
+    "ClusterSpec",
+    "Plan",
+]
 
 FORMAT = "espnet_mpq.plan"
 VERSION = 1
-QUANTIZED_BITS = (1, 2, 4, 8)
-BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
-GRIDS = ("paper", "uniform")
-TYINGS = ("model", "cluster", "row", "group")
-MOST_COLS = 2**31 - 1  # of a group; one wider than its matrix means all columns
-SCALE_N_BYTES = {"float16": 2, "float32": 4}
 SOURCE_ROLES = ("checkpoint", "token_list", "text", "sensitivity")
-
-
-@dataclass(frozen=True)
-class ClusterSpec:
-    """How one cluster is stored; ``group_size`` (columns) belongs to tying "group" alone."""
-
-    bits: int
-    grid: str = "uniform"
-    tying: str = "row"
-    group_size: Optional[int] = None
-
-    def check(self, name: str) -> None:
-        """Raise PlanError if a value is not one of the supported ones."""
-        if type(self.bits) is not int or self.bits not in BITS:  # 2.0 and True equal an int
-            raise PlanError(
-                f"plan, cluster {name}: unsupported bits",
-                found=repr(self.bits),
-                expected="one of " + ", ".join(map(str, BITS)),
-            )
-        for key, value, known in (("grid", self.grid, GRIDS), ("tying", self.tying, TYINGS)):
-            if not isinstance(value, str) or value not in known:
-                raise PlanError(
-                    f"plan, cluster {name}: unknown {key}",
-                    found=repr(value),
-                    expected="one of " + ", ".join(known),
-                )
-        group = self.group_size
-        if (self.tying == "group") != (group is not None):
-            raise PlanError(
-                f"plan, cluster {name}: group_size goes with tying 'group' and with no other",
-                found=f"tying {self.tying!r}, group_size {group!r}",
-            )
-        is_count = type(group) is int and 1 <= group <= MOST_COLS
-        if group is not None and not is_count:
-            raise PlanError(
-                f"plan, cluster {name}: bad group_size",
-                found=repr(group),
-                expected=f"a number of columns from 1 to {MOST_COLS}",
-            )
-
-    def to_dict(self) -> dict:
-        return {k: v for k, v in asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -180,7 +154,7 @@ class Plan:
         """Write plan.json atomically."""
         write_json(path, self.to_dict())
 
-    def check(self, clusters: Sequence[Cluster]) -> None:
+    def check(self, clusters: Iterable[Cluster]) -> None:
         """Raise PlanError unless the plan names exactly these clusters."""
         known = [cluster.name for cluster in clusters]
         for name in self.clusters:
@@ -200,7 +174,7 @@ def _refuse_unknown(value: Mapping, known: Iterable[str], where: str) -> None:
 
 
 def uniform_plan(
-    clusters: Sequence[Cluster],
+    clusters: Iterable[Cluster],
     bits: int,
     grid: str = "uniform",
     tying: str = "row",
@@ -231,7 +205,7 @@ def cluster_n_bytes(cluster: Cluster, spec: ClusterSpec, scale_dtype: str = "flo
     (plan_size counts it once); group scales count per row and group, the last
     group of a row may be short.
     """
-    if spec.bits >= 16:
+    if not spec.is_coded:
         return cluster.n_weights * spec.bits // 8
     n_bytes = 0
     n_scales = 1 if spec.tying == "cluster" else 0
@@ -254,7 +228,7 @@ def plan_size(
     """Size of the packed file that a plan leads to.
 
     Args:
-        rest: (name, shape) of the parameters that stay float32 (rest_parameters).
+        rest: (name, shape) of the parameters that stay float32 (Architecture.rest).
         header_n_bytes: bytes of the file header (packed.header_n_bytes).
     """
     n_bytes = header_n_bytes + 4 * sum(prod(shape) for _, shape in rest)
@@ -262,9 +236,8 @@ def plan_size(
     for cluster in clusters:
         spec = plan.clusters[cluster.name]
         n_bytes += cluster_n_bytes(cluster, spec, plan.scale_dtype)
-        if spec.tying == "model" and spec.bits < 16:
-            shared.add((spec.bits, spec.grid))
-    n_bytes += len(shared) * SCALE_N_BYTES[plan.scale_dtype]
+        shared.add(spec.shared_key)
+    n_bytes += len(shared - {None}) * SCALE_N_BYTES[plan.scale_dtype]
     return PlanSize(n_bytes, total_n_weights(clusters, rest))
 
 
@@ -286,13 +259,3 @@ def budget_n_bytes(
     # Floor: the file may not exceed the budget by one bit. A boundless budget is a number, too.
     return int(min(effective_bits * n_weights / 8, 2**62))
 
-
-def bits_table(plan: Plan, clusters: Sequence[Cluster]) -> List[Dict]:
-    """One row per cluster for reports: name, kind, n_weights, bits, grid, tying, n_bytes."""
-    rows = []
-    for cluster in clusters:
-        spec = plan.clusters[cluster.name]
-        n_bytes = cluster_n_bytes(cluster, spec, plan.scale_dtype)
-        row = {"cluster": cluster.name, "kind": cluster.kind, "n_weights": cluster.n_weights}
-        rows.append({**row, **spec.to_dict(), "n_bytes": n_bytes})
-    return rows

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import torch
+from found import find_clusters, get_mats, weights_of
 
-from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.options import AdmmOptions
 
 STATIC = dict(
-    gamma=1e-3, gamma_schedule="constant", dual_period_updates=0, projection="mse", finish_epochs=0
+    gamma=1e-3, gamma_schedule="constant", dual_period=0, projection="mse", finish_epochs=0
 )
 
 
 def start(lm, plan=None, optimizer=None, n_epochs=10, **options):
     plan = plan or uniform_plan(find_clusters(lm), 2)
     optimizer = optimizer or torch.optim.SGD(lm.parameters(), lr=0.1)
-    controller = AdmmController(lm, plan, optimizer, AdmmOptions(**{**STATIC, **options}))
+    admm = AdmmOptions(**{**STATIC, **options})
+    controller = AdmmController(weights_of(lm), plan, optimizer, admm)
     controller.start_epoch(n_epochs)
     return controller, optimizer
 
@@ -29,9 +30,8 @@ def zero_gradients(lm):
 
 
 def all_mats(controller):
-    return {
-        n: [m.clone() for m in get_mats(controller.lm, c)] for n, c in controller.clusters.items()
-    }
+    weights = controller.weights
+    return {name: [m.clone() for m in weights.mats(name)] for name in weights.clusters}
 
 
 def assert_on_grid(lm, plan):

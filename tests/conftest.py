@@ -184,10 +184,10 @@ def tiny_lm(host, fp_exp):
 def packed_exp(fp_exp, tmp_path_factory) -> TinyExp:
     """`fp_exp` packed without training: 1, 2, 4 and 8 bits, float16 and row/cluster scales."""
     from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
-    from espnet_mpq.packed.architecture import Architecture
+    from espnet_mpq.hosts.espnet.families import architecture_of
     from espnet_mpq.plan import ClusterSpec, Plan
 
-    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31, "seq_rnn").clusters()
+    clusters = architecture_of("seq_rnn", fp_exp.settings["lm_conf"], 31).clusters()
     specs = [
         ClusterSpec(4),
         ClusterSpec(2),
@@ -209,12 +209,12 @@ def quantized_exp(fp_exp, packed_exp, tmp_path_factory) -> TinyExp:
 
     import torch
 
-    from espnet_mpq.packed.dequantize import dequantize
+    from espnet_mpq.packed.dequantize import float_state
     from espnet_mpq.packed.format import load_packed
 
     folder = tmp_path_factory.mktemp("quantized") / "lm_quantized"
     shutil.copytree(fp_exp.path, folder)
-    values = dequantize(load_packed(packed_exp.checkpoint))
+    values = float_state(load_packed(packed_exp.checkpoint))
     checkpoint = folder / fp_exp.checkpoint.name
     torch.save({f"lm.{name}": value for name, value in values.items()}, checkpoint)
     return TinyExp(folder, folder / "config.yaml", checkpoint, fp_exp.token_list, fp_exp.settings)

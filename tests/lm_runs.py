@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from found import find_clusters, get_mats
 
-from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.quant.fake_quant import project_cluster
 
 CHARS = ["<blank>", "<unk>", "<space>", *"abcdefghijklmnopqrstuvwxyz", "'", "<sos/eos>"]

@@ -6,13 +6,11 @@ import itertools
 import random
 
 import torch
+from found import pack_lm
 
-from espnet_mpq.packed.architecture import (
-    Architecture,
-    RnnArchitecture,
-    TransformerArchitecture,
-)
-from espnet_mpq.packed.pack import pack_lm
+from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.architecture.rnn_lm import RnnArchitecture
+from espnet_mpq.architecture.transformer_lm import TransformerArchitecture
 from espnet_mpq.plan import ClusterSpec, Plan
 
 # (bits, grid, tying, group_size): every tying, both grids, every bit-width.
@@ -42,7 +40,7 @@ def random_weights(arch: Architecture, seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator) * 0.4
-        for name, shape in arch.parameter_shapes().items()
+        for name, shape in arch.state_shapes().items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,44 +14,46 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "espnet_mpq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What a part of the package may import of the package (its own part is always allowed).
-BASE = {"errors", "io", "fields", "file_kind", "statistics", "plan", "clusters"}
-QUANT = BASE | {"quant"}
-MIDDLE = {"sensitivity", "search", "training", "packed", "planning"}
+# Floors of the package: a part may import its own floor's list and nothing else of the package.
+LEAVES = {"errors", "io", "file_kind", "fields", "progress", "vocabulary", "text", "statistics"}
+BASE = LEAVES | {"quant", "clusters", "architecture", "plan"}
+MIDDLE = {"sensitivity", "search", "training", "packed"}
 ALLOWED = {
     "errors": set(),
+    "progress": set(),
     "file_kind": {"errors"},
-    "io": {"errors", "file_kind"},
     "fields": {"errors"},
     "statistics": set(),
+    "quant": {"errors"},
+    "io": {"errors", "file_kind"},
     "text": {"errors", "io"},
     "state_file": {"errors", "file_kind"},
-    "clusters": {"errors", "io"},
-    "plan": {"errors", "io", "clusters"},
-    "quant": {"errors"},
-    "sensitivity": QUANT,
-    "search": QUANT,
-    "training": QUANT,
+    "vocabulary": {"io"},
+    "clusters": {"errors"},
+    "architecture": {"errors", "fields", "clusters"},
+    "plan": {"errors", "io", "quant", "clusters"},
+    "sensitivity": BASE,
+    "search": BASE,
+    "training": BASE,
     "kernels": {"errors"},
-    "packed": QUANT,
-    "runtime": QUANT | {"packed", "kernels"},
-    "planning": QUANT | MIDDLE | {"text", "hosts", "bin"},
+    "packed": BASE,
+    "runtime": BASE | {"packed", "kernels"},
+    "planning": BASE | MIDDLE,
     "decode": {"errors", "io"},
     "evaluate": {"errors", "io", "text", "statistics"},
     "report": {"errors", "io"},
-    "hosts": QUANT
+    "hosts": BASE | MIDDLE | {"state_file", "kernels", "runtime", "planning", "evaluate", "decode"},
+    "bin": BASE
     | MIDDLE
-    | {"text", "state_file", "kernels", "runtime", "evaluate", "decode"},
-    "bin": QUANT
-    | MIDDLE
-    | {"text", "kernels", "runtime", "evaluate", "decode", "report", "hosts"}
-    | {"setup_recipe"},
+    | {"kernels", "runtime", "planning", "evaluate", "decode", "report", "hosts", "setup_recipe"},
     # The top: the public register() and the launcher reach into hosts when they are called.
     "__init__": {"hosts"},
     "__main__": {"errors", "hosts"},
     "setup_recipe": {"errors", "io"},
     "recipe": {"errors", "io"},
 }
+# Rooms of hosts/espnet, from the bottom up: a room imports those before it.
+ROOMS = ("environment", "families", "loading", "registry", "experiment", "lm", "training")
 HOSTS = {"espnet", "espnet2", "espnetez", "k2", "icefall", "lhotse"}
 
 
@@ -87,6 +90,55 @@ def test_imports_point_one_way(path):
     if part != "hosts":
         foreign = {n.split(".")[0] for n in names} & HOSTS
         assert not foreign, f"only hosts/ imports {sorted(foreign)}"
+
+
+def test_floors_have_no_circle():
+    below = {part: set(allowed) for part, allowed in ALLOWED.items()}
+    while below:
+        free = [part for part, allowed in below.items() if not allowed & set(below)]
+        assert free, f"a circle among {sorted(below)}"
+        for part in free:
+            del below[part]
+
+
+def test_rooms_of_the_host_point_one_way():
+    root = PACKAGE / "hosts" / "espnet"
+    for path in sorted(root.rglob("*.py")):
+        room = path.relative_to(root).parts[0].replace(".py", "")
+        if room == "__init__":
+            continue
+        assert room in ROOMS, f"new room {room}: give it its place in ROOMS"
+        names = {n for n in imports_of(path) if n.startswith("espnet_mpq.hosts.espnet.")}
+        used = {n.split(".")[3] for n in names}
+        wrong = [other for other in used if ROOMS.index(other) > ROOMS.index(room)]
+        assert not wrong, f"{path.relative_to(root)} must not import {wrong}"
+    assert len(list(root.glob("*.py"))) <= 8
+
+
+LM_ROOMS = (
+    r"architecture/\w+_lm\.py",
+    r"runtime/(\w+_lm|prefixes|kernel_forms)\.py",
+    r"hosts/\w+/lm/.*",
+    r"evaluate/perplexity\.py",
+    r"bin/.*",
+    r"kernels/lstm\.py",
+)
+
+
+def test_words_of_language_models_stay_in_their_rooms():
+    """No identifier elsewhere speaks of an LM, so that a recogniser can live there as well."""
+    word = re.compile(r"^lms?$|lm_conf|seq_rnn")
+    for path in FILES:
+        name = str(path.relative_to(PACKAGE))
+        if any(re.fullmatch(room, name) for room in LM_ROOMS):
+            continue
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for key in ("id", "attr", "arg", "name"):
+                value = getattr(node, key, None)
+                if isinstance(value, str) and word.search(value):
+                    found.add(value)
+        assert not found, f"{name} speaks of language models: {sorted(found)}"
 
 
 def test_only_the_registry_changes_the_host():

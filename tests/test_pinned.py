@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from found import pack_lm, weights_of
 
 from espnet_mpq.packed.format import load_packed, to_bytes
-from espnet_mpq.packed.pack import pack_lm
 from espnet_mpq.packed.receipt import receipt
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.training.admm import AdmmController
@@ -80,8 +80,8 @@ def test_five_updates(family):
     arch, plan = LMS[family][0], plan_of(family)
     lm = module_of(random_weights(arch))
     optimizer = torch.optim.SGD(lm.parameters(), lr=0.05)
-    options = AdmmOptions(gamma=0.05, dual_period_updates=2, finish_epochs=1, projection="mse")
-    controller = AdmmController(lm, plan, optimizer, options)
+    options = AdmmOptions(gamma=0.05, dual_period=2, finish_epochs=1, projection="mse")
+    controller = AdmmController(weights_of(lm), plan, optimizer, options)
     generator = torch.Generator().manual_seed(1)
     for n_epochs_left, n_updates in ((2, 3), (1, 2)):
         controller.start_epoch(n_epochs_left)

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
+from found import find_clusters, rest_parameters
 
-from espnet_mpq.clusters import find_clusters, rest_parameters
 from espnet_mpq.errors import PlanError
 from espnet_mpq.plan import (
     ClusterSpec,

@@ -151,7 +151,7 @@ def compare(
 
 
 def _host_cleaner(name: str):
-    from espnet_mpq.hosts.espnet.cleaner import make_cleaner
+    from espnet_mpq.hosts.espnet.lm.cleaner import make_cleaner
 
     return make_cleaner(name)
 

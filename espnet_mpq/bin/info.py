@@ -11,7 +11,6 @@ EXAMPLE = """example:
   mpq info exp/lm_packed
   mpq info exp/lm_packed --json
 """
-PACKED_FILE = "packed.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +29,14 @@ def main(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from espnet_mpq.packed.format import load_packed
+    from espnet_mpq.packed.format import PACKED_FILE, load_packed
     from espnet_mpq.packed.receipt import format_receipt, receipt
     from espnet_mpq.runtime.kernel_forms import kernel_name
 
     path = Path(args.dir)
     path = path / PACKED_FILE if path.is_dir() else path
     packed = load_packed(path)
-    value = {**receipt(packed), "kernel": kernel_name(packed.architecture, packed.plan)}
+    value = {**receipt(packed), "kernel": kernel_name(packed.architecture)}
     value["n_threads"] = torch.get_num_threads()
     if args.json:
         print(json.dumps(value, indent=2, ensure_ascii=False))

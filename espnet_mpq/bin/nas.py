@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Dict
 
-from espnet_mpq.bin.options import check_group, check_ngpu, read_yaml
+from espnet_mpq.bin.options import check_group, check_ngpu, provenance, read_yaml
 from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
 
+KL_TOKENS = 10000  # on which mpq plan measures the joint KL
 MOST_BITS = 64  # of a budget: more than any LM takes, its header included
 EXAMPLE = """example:
   mpq nas --lm_exp exp/lm --text dump/raw/lm_train.txt --budget 2.0 --output_dir exp/nas
@@ -87,7 +88,8 @@ def main(args: argparse.Namespace) -> int:
     _check_options(args)
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.experiment.pack import check_output
-    from espnet_mpq.planning.search_result import format_result, make_table, open_search
+    from espnet_mpq.hosts.espnet.lm.search import open_search
+    from espnet_mpq.planning.search_result import format_result, make_table
     from espnet_mpq.text import read_text
 
     user = read_yaml(args.train_config) if args.train_config else {}
@@ -107,7 +109,9 @@ def main(args: argparse.Namespace) -> int:
             print(f"{folder}: {names}, text/ ({', '.join(f'{k}.txt' for k in parts)})")
             return 0
         found = _train(args, exp, user, parts, configs, folder)
-    table = make_table(args, exp, *open_search(found))
+    lm, checkpoint = open_search(found)
+    record = _record(args, exp, lm.nas.options, checkpoint)
+    table = make_table(lm.nas, lm.candidates, exp.architecture, exp.weights, record)
     table.write(folder / "sensitivity.json")
     print(format_result(table))
     budget = f"--budget_bytes {table.provenance['nas']['budget_n_bytes']}"
@@ -204,16 +208,19 @@ def _write_text(parts: Dict[str, list], folder: Path) -> None:
 
 def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> Dict[str, Path]:
     """Phase -> configuration for lm_train, in the order they are trained."""
-    from espnet_mpq.hosts.espnet.training.config import to_yaml
-    from espnet_mpq.hosts.espnet.training.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import to_yaml
     from espnet_mpq.io import atomic_write
+    from espnet_mpq.packed.size import packed_size
     from espnet_mpq.plan import budget_n_bytes
     from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage
 
     _options(args, "joint")  # its checks, before those of the budget
-    planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
-    least = planner.size(planner.uniform(min(args.bits)))
-    budget = budget_n_bytes(planner.n_weights, args.budget, args.budget_bytes)
+    storage = Storage(args.grid, args.tying, args.group_size)
+    smallest = Planner(exp.architecture, storage).uniform(min(args.bits))
+    least = packed_size(exp.architecture, smallest)
+    budget = budget_n_bytes(least.n_weights, args.budget, args.budget_bytes)
     if budget < least.n_bytes:
         raise InputError(
             "the budget is too small for this LM (header, scales and biases count)",
@@ -248,7 +255,7 @@ def _write_configs(args: argparse.Namespace, exp, user: dict, folder: Path) -> D
 def _train(args, exp, user: dict, parts, configs: Dict[str, Path], folder: Path) -> Path:
     """The phases one after the other; returns the experiment with the architecture."""
     from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint
-    from espnet_mpq.hosts.espnet.training.run import train_lm
+    from espnet_mpq.hosts.espnet.lm.train import train_lm
 
     found = init = None
     for phase, config in configs.items():
@@ -268,3 +275,22 @@ def _train(args, exp, user: dict, parts, configs: Dict[str, Path], folder: Path)
         )
         init = find_checkpoint(found) if phase == "weights" else None
     return found
+
+
+def _record(args: argparse.Namespace, exp, options, checkpoint: Path) -> Dict:
+    """The provenance of the table of a search."""
+    files = {"config": exp.config, "checkpoint": exp.checkpoint, "text": args.text}
+    record = provenance(args, {**files, "search": checkpoint})
+    return {
+        **record,
+        **exp.identity,
+        "text_sha256": record["inputs"]["text"]["sha256"],
+        "text_format": args.text_format,
+        "max_tokens": KL_TOKENS,
+        "seed": args.seed,
+        "grid": options.grid,
+        "tying": options.tying,
+        "group_size": options.group_size,
+        "scale_dtype": options.scale_dtype,
+        "bits": list(options.bits),
+    }

@@ -1,20 +1,16 @@
-"""What all subcommands share: --config FILE.yaml under the command line, provenance, progress."""
+"""What all subcommands share: --config FILE.yaml under the command line, and provenance."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import shlex
-import sys
-import time
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, TypeVar
+from typing import Dict, List, Optional, Sequence
 
 from espnet_mpq import __version__
 from espnet_mpq.errors import InputError, near_matches
 from espnet_mpq.io import sha256_file
-
-T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -202,23 +198,3 @@ def provenance(args: argparse.Namespace, inputs: Dict[str, Optional[str]]) -> di
             if path is not None
         },
     }
-
-
-def progress(items: Iterable[T], n_items: int, name: str) -> Iterator[T]:
-    """Pass items on, with a bar (tqdm, on a terminal) or lines with time to go on stderr."""
-    if sys.stderr.isatty():
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            yield from tqdm(items, total=n_items, desc=name, file=sys.stderr)
-            return
-    start = last = time.monotonic()
-    for n_done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= 10 or n_done == n_items:
-            last = now
-            to_go = (now - start) / n_done * (n_items - n_done)
-            print(f"{name}: {n_done}/{n_items}, {to_go:.0f} s to go", file=sys.stderr, flush=True)

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Pack and print where, how large and at how many effective bits."""
-    from espnet_mpq.hosts.espnet.experiment.pack import PACKED_FILE, pack_experiment
+    from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
+    from espnet_mpq.packed.format import PACKED_FILE
     from espnet_mpq.packed.receipt import receipt, times_smaller
 
     packed = pack_experiment(

@@ -7,7 +7,7 @@ import math
 
 from espnet_mpq import __version__
 from espnet_mpq.errors import InputError
-from espnet_mpq.io import sha256_file, token_list_sha256, write_json
+from espnet_mpq.io import sha256_file, write_json
 
 HELP = "perplexity of an fp, quantized or packed LM per token and per word"
 EXAMPLE = """example:
@@ -74,7 +74,7 @@ def measure(
             "text": str(text),
             "text_sha256": sha256_file(text),
             "text_format": text_format,
-            "token_list_sha256": token_list_sha256(exp.token_list),
+            "token_list_sha256": exp.vocabulary.sha256,
         },
     }
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 from espnet_mpq.bin.options import check_group, provenance, read_yaml
 from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
 from espnet_mpq.errors import InputError
-from espnet_mpq.planning.measure import make_meter
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
@@ -54,75 +54,99 @@ def main(args: argparse.Namespace) -> int:
     """Make the plan, print it, write all files; returns 0."""
     _check_options(args)
     user_options = read_yaml(args.train_config) if args.train_config else {}
-    table = None
-    if args.sensitivity:
-        from espnet_mpq.sensitivity.table import SensitivityTable
-
-        table = SensitivityTable.read(args.sensitivity)
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.training.config import to_yaml, train_settings
-    from espnet_mpq.io import atomic_write, token_list_sha256, write_json
-    from espnet_mpq.plan import budget_n_bytes
-    from espnet_mpq.planning.planner import Planner
-    from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
+    from espnet_mpq.plan import budget_n_bytes, total_n_weights
+    from espnet_mpq.planning.planner import joint_kl
+    from espnet_mpq.planning.summary import summarize
 
     exp = load_fp_lm(args.lm_exp, args.lm_file)
-    planner = Planner(exp, table, args.sensitivity, args.grid, args.tying, args.group_size)
-    point = None
+    planner = _planner(args, exp)
+    table, budget = planner.table, None
     if args.uniform is not None:
-        choice = planner.uniform(args.uniform)
+        plan = planner.uniform(args.uniform)
     else:
-        n_bytes = budget_n_bytes(planner.n_weights, args.budget, args.budget_bytes)
-        point = planner.allocate(n_bytes)
-        choice = point.choice
-    settings = train_settings(exp, planner.plan(choice), user_options)  # before minutes of work
+        architecture = planner.architecture
+        n_weights = total_n_weights(architecture.clusters(), architecture.rest())
+        budget = budget_n_bytes(n_weights, args.budget, args.budget_bytes)
+        plan = planner.allocate(budget)
+    settings = train_settings(exp, plan, user_options)  # before minutes of work
     joint = None
-    meter = _make_meter(args, exp, planner, table)
+    meter = _make_meter(args, exp, table)
     if meter is not None:
-        joint = planner.joint(meter, choice)
-        predicted = planner.predicted(choice)
+        joint = joint_kl(meter, plan)
+        predicted = planner.predicted(plan)
         # Harms of another unit (nas, plain traces) say nothing about the joint KL.
         is_kl = table is not None and table.unit == "nats/token"
-        if args.repair and point and is_kl and _add_up_badly(joint[0], predicted):
+        if args.repair and budget and is_kl and _add_up_badly(joint[0], predicted):
             LOG.info(
                 "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
                 *(joint[0], NOT_ADDITIVE, predicted),
             )
-            choice, joint = planner.repair(meter, choice, joint, n_bytes, args.repair)
-            settings = train_settings(exp, planner.plan(choice), user_options)
+            plan, joint = planner.repair(meter, plan, joint, budget, args.repair)
+            settings = train_settings(exp, plan, user_options)
+    summary = summarize(planner, plan, joint)
+    record = _record(args, exp, table, summary)
+    written = _write(args, planner, plan, settings, summary, record)
+    print(format_summary(summary))
+    print(f"\n{args.output_dir}: {', '.join(written)}")
+    print(_next_step(Path(args.output_dir), exp))
+    return 0
 
-    record = provenance(
-        args,
-        {
-            "config": exp.config,
-            "checkpoint": exp.checkpoint,
-            "sensitivity": args.sensitivity,
-            "train_config": args.train_config,
-        },
-    )
+
+def _planner(args: argparse.Namespace, exp):
+    """The Planner of an opened experiment, with the table once it is known to fit."""
+    from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage, storage_of
+    from espnet_mpq.sensitivity.table import SensitivityTable
+
+    asked = {"grid": args.grid, "tying": args.tying, "group_size": args.group_size}
+    if not args.sensitivity:
+        given = {key: value for key, value in asked.items() if value is not None}
+        return Planner(exp.architecture, Storage(**given))
+    table, path = SensitivityTable.read(args.sensitivity), args.sensitivity
+    remake = f"mpq sensitivity --lm_exp {Path(exp.config).parent} ... --output {path}"
+    clusters = exp.architecture.clusters()
+    storage = storage_of(table, path, asked, exp.identity, clusters, remake)
+    return Planner(exp.architecture, storage, table)
+
+
+def _record(args: argparse.Namespace, exp, table, summary: Dict) -> Dict:
+    """The provenance of the plan."""
+    files = {
+        "config": exp.config,
+        "checkpoint": exp.checkpoint,
+        "sensitivity": args.sensitivity,
+        "train_config": args.train_config,
+    }
     measured = table.provenance if table is not None else {}
-    record.update(
-        token_list_sha256=token_list_sha256(exp.token_list),
-        text_sha256=measured.get("text_sha256"),
-        seed=measured.get("seed", 0) if args.seed is None else args.seed,
-    )
-    summary = planner.summary(choice, joint)
-    record["summary"] = {k: v for k, v in summary.items() if k != "rows"}
-    plan = planner.plan(choice, record)
+    return {
+        **provenance(args, files),
+        "token_list_sha256": exp.vocabulary.sha256,
+        "text_sha256": measured.get("text_sha256"),
+        "seed": measured.get("seed", 0) if args.seed is None else args.seed,
+        "summary": {k: v for k, v in summary.items() if k != "rows"},
+    }
+
+
+def _write(args, planner, plan, settings: Dict, summary: Dict, record: Dict) -> List[str]:
+    """Write plan, training options, front and figures; returns the names of the files."""
+    from espnet_mpq.hosts.espnet.lm.train_config import to_yaml
+    from espnet_mpq.io import atomic_write, write_json
+    from espnet_mpq.planning.summary import front
+    from espnet_mpq.report.figures import pareto_figure, sensitivity_figure
+
     folder = Path(args.output_dir)
-    plan.write(folder / "plan.json")
+    dataclasses.replace(plan, provenance=record).write(folder / "plan.json")
     atomic_write(folder / "train_lm_mpq.yaml", to_yaml(settings, _head(args, summary)))
     written = ["plan.json", "train_lm_mpq.yaml"]
-    if table is not None:
-        write_json(folder / "pareto.json", planner.pareto(summary, record))
+    if planner.table is not None:
+        write_json(folder / "pareto.json", front(planner, plan, summary, record))
         written.append("pareto.json")
         if pareto_figure(folder / "pareto.json", folder / "pareto.png"):
             sensitivity_figure(args.sensitivity, folder / "sensitivity.png")
             written += ["pareto.png", "sensitivity.png"]
-    print(format_summary(summary))
-    print(f"\n{folder}: {', '.join(written)}")
-    print(_next_step(folder, exp))
-    return 0
+    return written
 
 
 def _add_up_badly(joint_kl: float, predicted: Optional[float]) -> bool:
@@ -157,9 +181,12 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
 
 
-def _make_meter(args, exp, planner, table):
+def _make_meter(args, exp, table):
     """A KlMeter on --text or on the text of the table; None, with a message, without any."""
+    from espnet_mpq.hosts.espnet.lm.judged import judged_lm
     from espnet_mpq.io import sha256_file
+    from espnet_mpq.planning.measure import KL_TOKENS
+    from espnet_mpq.sensitivity.kl import KlMeter
 
     record = table.provenance if table is not None else {}
     record = {key: value for key, value in record.items() if value is not None}
@@ -167,7 +194,10 @@ def _make_meter(args, exp, planner, table):
     if path is None and record:
         source = record.get("inputs", {}).get("text", {})
         path, text_format = source.get("path"), record.get("text_format", "auto")
-        if path is None or not Path(path).is_file() or sha256_file(path) != source.get("sha256"):
+        if path is None:
+            LOG.warning("the table does not name its text: give --text to measure the joint KL")
+            return None
+        if not Path(path).is_file() or sha256_file(path) != source.get("sha256"):
             LOG.warning("%s is not there as it was: give --text to measure the joint KL", path)
             return None
     if path is None:
@@ -175,8 +205,9 @@ def _make_meter(args, exp, planner, table):
     max_tokens = record.get("max_tokens", 10000) if args.max_tokens is None else args.max_tokens
     seed = record.get("seed", 0) if args.seed is None else args.seed
     text = open_text(exp, path, text_format, max_tokens, seed)
+    exp.use_gpu(args.ngpu)
     printed_form = table is not None and table.method == "kl_printed"
-    return make_meter(exp, planner.clusters, text, printed_form, args.ngpu)
+    return KlMeter(judged_lm(exp, text, KL_TOKENS), exp.weights, printed_form=printed_form)
 
 
 def format_summary(summary: Dict) -> str:

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     _check_options(args)
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.hosts.espnet.experiment.pack import check_output
-    from espnet_mpq.hosts.espnet.training.run import train_lm
+    from espnet_mpq.hosts.espnet.lm.train import train_lm
     from espnet_mpq.text import read_text, split_valid
 
     work = Path(args.output) / "work"
@@ -151,15 +151,16 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _check_plan(args: argparse.Namespace, exp, user_options) -> None:
     """What would stop the later steps, said before the first: LM, grid, budget, train_config."""
-    from espnet_mpq.hosts.espnet.training.config import train_settings
-    from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
+    from espnet_mpq.packed.size import packed_size
+    from espnet_mpq.plan import uniform_plan
 
-    planner = Planner(exp, None, None, args.grid, args.tying, args.group_size)
-    smallest = planner.uniform(1)
+    clusters = exp.architecture.clusters()
+    smallest = uniform_plan(clusters, 1, args.grid, args.tying, args.group_size)
     if args.max_epoch is not None:
         user_options = {**user_options, "max_epoch": args.max_epoch}
-    train_settings(exp, planner.plan(smallest), user_options)
-    least = planner.size(smallest)
+    train_settings(exp, smallest, user_options)
+    least = packed_size(exp.architecture, smallest)
     if not args.uniform and args.bits < least.effective_bits:
         raise InputError(
             "the budget is too small for this LM (header, scales and biases count)",

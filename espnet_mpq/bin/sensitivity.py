@@ -7,7 +7,6 @@ import random
 
 from espnet_mpq.bin.options import check_group, provenance
 from espnet_mpq.errors import InputError
-from espnet_mpq.planning.measure import fill_curvature, fill_kl, report_curvature
 
 METHODS = ("kl", "kl_printed", "hessian", "fisher")
 EXAMPLE = """example:
@@ -92,6 +91,8 @@ def main(args: argparse.Namespace) -> int:
     from espnet_mpq.sensitivity import table as tables
 
     if args.merge is not None:
+        from espnet_mpq.planning.measure import report_curvature
+
         merged = tables.merge(args.output, args.merge)
         merged.write(args.output)
         if merged.curvature is not None:
@@ -116,10 +117,10 @@ def measure_table(args: argparse.Namespace, output):
     Raises:
         InputError, MismatchError: as the readers, or the file is of another measurement.
     """
-    from espnet_mpq.clusters import find_clusters
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.io import token_list_sha256
-    from espnet_mpq.plan import ClusterSpec, Plan
+    from espnet_mpq.hosts.espnet.lm.judged import judged_lm
+    from espnet_mpq.planning.measure import Probing, Wanted, fill_curvature, fill_kl
+    from espnet_mpq.planning.storage import Storage
     from espnet_mpq.sensitivity import table as tables
 
     if args.printed_form:
@@ -134,28 +135,26 @@ def measure_table(args: argparse.Namespace, output):
         raise InputError("--precision", found=args.precision, expected="at least 0")
     check_group(args)
     bits = sorted(set(args.bits))
-    group = args.group_size
-    specs = {b: ClusterSpec(b, args.grid, args.tying, group) for b in bits}
+    storage = Storage(args.grid, args.tying, args.group_size)
+    specs = {b: storage.spec(b) for b in bits}
     for spec in specs.values():
         spec.check("(all)")
     exp = load_fp_lm(args.lm_exp, args.lm_file)
     text = open_text(exp, args.text, args.text_format, args.max_tokens, args.seed)
-    clusters = find_clusters(exp.lm)
+    weights = exp.weights
     files = {"config": exp.config, "checkpoint": exp.checkpoint, "text": args.text}
     record = provenance(args, files)
-    inputs = record["inputs"]
     record.update(
-        checkpoint_sha256=inputs["checkpoint"]["sha256"],
-        token_list_sha256=token_list_sha256(exp.token_list),
-        text_sha256=inputs["text"]["sha256"],
+        exp.identity,
+        text_sha256=record["inputs"]["text"]["sha256"],
         text_format=args.text_format,
         max_tokens=args.max_tokens,
         seed=args.seed,
         grid=args.grid,
         tying=args.tying,
-        group_size=group,
-        scale_dtype=Plan.scale_dtype,
-        clusters=[cluster.name for cluster in clusters],
+        group_size=args.group_size,
+        scale_dtype=storage.scale_dtype,
+        clusters=list(weights.clusters),
         bits=bits,
         n_tokens=text.n_tokens,
         n_sentences=len(text),
@@ -163,10 +162,19 @@ def measure_table(args: argparse.Namespace, output):
     if args.method in tables.CURVATURE:
         record.update(probe=args.probe, trace=args.trace)
     table = tables.open_table(output, record, args.method)
-    wanted = [(c.name, b) for c in clusters for b in bits]
-    wanted = tables.select_shard(wanted, args.job, args.n_jobs)
-    fill = fill_curvature if args.method in tables.CURVATURE else fill_kl
-    fill(args, exp, clusters, text, table, output, specs, wanted)
+    pairs = [(name, b) for name in weights.clusters for b in bits]
+    wanted = Wanted(specs, tables.select_shard(pairs, args.job, args.n_jobs))
+
+    def judge(max_batch_tokens: int):
+        exp.use_gpu(args.ngpu)
+        return judged_lm(exp, text, max_batch_tokens)
+
+    if args.method in tables.CURVATURE:
+        jobs = args.job or 1, args.n_jobs or 1
+        probing = Probing(args.probe, args.seed, args.precision, args.max_probes, *jobs)
+        fill_curvature(table, output, judge, weights, wanted, probing)
+    else:
+        fill_kl(table, output, judge, weights, wanted)
     return table
 
 

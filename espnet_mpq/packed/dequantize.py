@@ -1,48 +1,63 @@
-"""From codes and scales back to float32 weights: what a packed LM means."""
+"""From codes and scales back to float32 weights: what a packed model means."""
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Callable, Dict, List, Union
 
 import torch
 
-from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.clusters import Cluster, Part, as_matrix
 from espnet_mpq.packed.bits import unpack_codes
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
-from espnet_mpq.plan import ClusterSpec
+from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 from espnet_mpq.quant.scale import spread
 
+Source = Callable[[str], torch.Tensor]  # a tensor of the packed file by its name there
+
 
 def dequantize_part(
-    tensors: Dict[str, torch.Tensor], cluster: Cluster, part: Part, spec: ClusterSpec
+    tensor: Source, cluster: Cluster, part: Part, spec: ClusterSpec
 ) -> torch.Tensor:
     """One part of a cluster as a float32 (rows, cols) matrix: float32(scale) * level."""
-    if spec.bits >= 16:
-        return tensors[weight_name(cluster, part)].float()
-    codes = unpack_codes(tensors[codes_name(cluster, part)], spec.bits, part.cols)
-    grid = make_grid(spec.grid, spec.bits)
-    levels = grid.levels_tensor(codes.device, torch.float32)[codes.long()]
-    scales = tensors[scales_name(cluster, part, spec)].float()
+    if not spec.is_coded:
+        return tensor(weight_name(cluster, part)).float()
+    codes = unpack_codes(tensor(codes_name(cluster, part)), spec.bits, part.cols)
+    levels = make_grid(spec.grid, spec.bits).values(codes)
+    scales = tensor(scales_name(cluster, part, spec)).float()
     return levels * spread(scales, part.cols, spec.group_size)
 
 
-def dequantize(packed: PackedModel) -> Dict[str, torch.Tensor]:
-    """All parameters as float32, by name; a tied matrix once (``encoder.weight``)."""
-    shapes = packed.architecture.parameter_shapes()
-    values = {name: torch.empty(shape) for name, shape in shapes.items()}
-    for cluster in packed.clusters:
-        spec = packed.plan.clusters[cluster.name]
+def dequantize(
+    tensor: Source,
+    architecture: Architecture,
+    plan: Plan,
+    dtype: torch.dtype = torch.float32,
+    device: Union[torch.device, str] = "cpu",
+) -> Dict[str, torch.Tensor]:
+    """Every tensor of the float model by name, in the shapes of the module; tied ones once."""
+    shapes = architecture.state_shapes()
+    values = {
+        name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()
+    }
+    for cluster in architecture.clusters():
         for part in cluster.parts:
-            piece = dequantize_part(packed.tensors, cluster, part, spec)
-            values[part.parameter][part.start : part.stop] = piece
-    for name, _ in packed.rest:
-        values[name].copy_(packed.tensors[name])
+            piece = dequantize_part(tensor, cluster, part, plan.clusters[cluster.name])
+            as_matrix(values[part.parameter])[part.start : part.stop] = piece
+    for name, _ in architecture.rest():
+        values[name].copy_(tensor(name))
     return values
+
+
+def float_state(packed: PackedModel) -> Dict[str, torch.Tensor]:
+    """The float32 state of a packed model, as a checkpoint has it but for tied copies."""
+    return dequantize(packed.tensors.__getitem__, packed.architecture, packed.plan)
 
 
 def cluster_values(packed: PackedModel, cluster: Cluster) -> List[torch.Tensor]:
     """The float32 matrices of one cluster, one per part."""
     spec = packed.plan.clusters[cluster.name]
-    return [dequantize_part(packed.tensors, cluster, part, spec) for part in cluster.parts]
+    tensor = packed.tensors.__getitem__
+    return [dequantize_part(tensor, cluster, part, spec) for part in cluster.parts]

@@ -9,18 +9,20 @@ from typing import Dict, List, Mapping, Tuple, Union
 
 import torch
 
+from espnet_mpq.architecture import families
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import Cluster
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.io import atomic_write, sha256_bytes
 from espnet_mpq.packed import container
-from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.container import AGAIN, PREFIX_N_BYTES
-from espnet_mpq.packed.metadata import VERSION, check, header_bytes, header_n_bytes
+from espnet_mpq.packed.metadata import VERSION, check, header_bytes
 from espnet_mpq.packed.tensors import DTYPES, TensorSpec, find_part, tensor_specs
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.grid import make_grid
 
-__all__ = ["VERSION", "PackedModel", "save_packed", "load_packed", "header_n_bytes"]
+__all__ = ["PACKED_FILE", "VERSION", "PackedModel", "save_packed", "load_packed"]
+PACKED_FILE = "packed.safetensors"  # its name in an experiment
 
 
 @dataclass
@@ -37,7 +39,7 @@ class PackedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return Architecture.from_dict(self.metadata["architecture"])
+        return families.from_dict(self.metadata["architecture"])
 
     @cached_property
     def plan(self) -> Plan:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Optional, Union
 
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.errors import MismatchError
-from espnet_mpq.io import token_list_sha256
-from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.format import PackedModel, load_packed
 from espnet_mpq.plan import Plan
+from espnet_mpq.vocabulary import Vocabulary
 
 AGAIN = "use the config.yaml and packed.safetensors of one `mpq pack` run"
 
 
-def check_token_list(packed: PackedModel, token_list: Sequence[str], path: str) -> None:
+def check_vocabulary(packed: PackedModel, vocabulary: Vocabulary, path: str) -> None:
     """Raise MismatchError unless the file was packed for this token list."""
     record = packed.metadata["token_list"]
-    digest = token_list_sha256(token_list)
-    if record["n_tokens"] != len(token_list) or record["sha256"] != digest:
+    if record != vocabulary.record():
         raise MismatchError(
             f"{path} was packed for another token list",
-            found=f"{len(token_list)} tokens, SHA-256 {digest}",
+            found=f"{len(vocabulary)} tokens, SHA-256 {vocabulary.sha256}",
             expected=f"{record['n_tokens']} tokens, SHA-256 {record['sha256']}",
             todo=AGAIN,
         )
@@ -57,31 +56,31 @@ def check_model(packed: PackedModel, architecture: Architecture, plan: Plan, pat
 
 
 def load_into(
-    lm, path: Union[str, Path], token_list: Optional[Sequence[str]] = None
+    runtime, path: Union[str, Path], vocabulary: Optional[Vocabulary] = None
 ) -> PackedModel:
-    """Read, verify and fill: the one way to give a packed LM its weights.
+    """Read, verify and fill: the one way to give a packed model its weights.
 
     Args:
-        lm: an LM with ``architecture``, ``plan`` and ``load(PackedModel)`` (lm.rnn.PackedRnn or
+        runtime: has ``architecture``, ``plan`` and ``load(PackedModel)`` (runtime.PackedModule or
             the host's class around it).
-        token_list: the vocabulary of the host's config.yaml; None skips that check.
+        vocabulary: of the host's config.yaml; None skips that check.
 
     Raises:
         InputError: the file cannot be read.
         FormatError: it is damaged.
-        MismatchError: it belongs to another token list, architecture or plan, or ``lm`` is not a
-            packed LM.
+        MismatchError: it belongs to another token list, architecture or plan, or ``runtime`` is
+            none.
     """
     packed = load_packed(path)
-    if not hasattr(lm, "architecture") or not hasattr(lm, "plan"):
+    if not hasattr(runtime, "load"):
         raise MismatchError(
             f"{path} is a packed LM but config.yaml describes another kind",
-            found=type(lm).__name__,
-            expected=f"lm: {packed.architecture.PACKED_LM}",
+            found=type(runtime).__name__,
+            expected=f"the runtime of a packed file: {packed.architecture.describe()}",
             todo=AGAIN,
         )
-    if token_list is not None:
-        check_token_list(packed, token_list, str(path))
-    check_model(packed, lm.architecture, lm.plan, str(path))
-    lm.load(packed)
+    if vocabulary is not None:
+        check_vocabulary(packed, vocabulary, str(path))
+    check_model(packed, runtime.architecture, runtime.plan, str(path))
+    runtime.load(packed)
     return packed

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from math import prod
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
+from espnet_mpq.architecture import families
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.errors import FormatError, MpqError
-from espnet_mpq.io import sha256_bytes, token_list_sha256
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.io import sha256_bytes
 from espnet_mpq.packed.container import (
     AGAIN,
-    PREFIX_N_BYTES,
     canonical_json,
     header_json,
     round_up,
 )
-from espnet_mpq.packed.tensors import SHARED, TensorSpec, cluster_tensors, tensor_specs
-from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.packed.tensors import TensorSpec, tensor_specs
+from espnet_mpq.plan import Plan
+from espnet_mpq.vocabulary import SPECIAL
 
 FORMAT = "espnet_mpq.packed"
 VERSION = 1
@@ -39,23 +39,9 @@ KEYS = (
     "tensors",
     "metadata_sha256",
 )
-SPECIAL_IDS = ("blank", "unk", "sos", "eos")
 ERROR_REFERENCES = ("fp", "checkpoint")  # the weights that relative_error compares with
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ERROR = re.compile(r"[0-9]\.[0-9]{4}e[+-][0-9]{2}")
-
-
-def token_list_record(token_list: Sequence[str]) -> dict:
-    """{n_tokens, sha256} of a token list."""
-    return {"n_tokens": len(token_list), "sha256": token_list_sha256(token_list)}
-
-
-def special_ids(token_list: Sequence[str]) -> Dict[str, Optional[int]]:
-    """The ids ESPnet gives to special tokens: blank first, sos = eos last; unk by its name."""
-    tokens = list(token_list)
-    last = len(tokens) - 1
-    unk = tokens.index("<unk>") if "<unk>" in tokens else None
-    return {"blank": 0, "unk": unk, "sos": last, "eos": last}
 
 
 def format_error(relative_error: float) -> str:
@@ -121,76 +107,6 @@ def shorten_command(specs: Sequence[TensorSpec], metadata: Mapping) -> dict:
         source["command"] = command[:keep] + ELLIPSIS
 
 
-def header_n_bytes(architecture: Architecture, plan: Plan) -> int:
-    """Bytes of the header, its 8-byte length included, that a packed file will have.
-
-    Exact as long as what is known only when packing (source, special ids) fits into
-    RESERVED_N_BYTES; pack_lm shortens a long command line to that end.
-    """
-    specs = tensor_specs(architecture, plan)
-    metadata = _blank(architecture, plan, specs)
-    return PREFIX_N_BYTES + len(header_bytes(specs, metadata))
-
-
-def least_header_n_bytes(
-    architecture: Architecture, spec_of: Mapping[int, ClusterSpec], scale_dtype: str
-) -> Tuple[int, Dict[str, Dict[int, int]]]:
-    """(fixed bytes, cluster -> bits -> bytes) whose sum no plan's header falls below.
-
-    The header is a sum over clusters but for what is bounded from below here: the digits of
-    the tensors' places in the file, scales that clusters share, padding to a multiple of 8.
-
-    Args:
-        spec_of: bits -> spec, the choices for every cluster.
-    """
-    clusters = architecture.clusters()
-    rest_n_bytes = 4 * sum(prod(shape) for _, shape in architecture.rest())
-    base = {cluster.name: next(iter(spec_of.values())) for cluster in clusters}
-    base_n_bytes = _text_n_bytes(architecture, Plan(base, scale_dtype))
-    own: Dict[str, Dict[int, int]] = {}
-    for cluster in clusters:
-        own[cluster.name] = {}
-        for bits, spec in spec_of.items():
-            plan = Plan({**base, cluster.name: spec}, scale_dtype)
-            digits = 0
-            for tensor in cluster_tensors(cluster, spec, scale_dtype):
-                if not tensor.name.startswith(SHARED):
-                    # All of the float32 rest comes before other dtypes.
-                    start = 0 if tensor.dtype == "F32" else rest_n_bytes
-                    digits += len(f"{start}{start + tensor.n_bytes}")
-            own[cluster.name][bits] = _text_n_bytes(architecture, plan) - base_n_bytes + digits
-    start, digits = 0, 0
-    for _, shape in sorted(architecture.rest()):
-        digits += len(f"{start}{start + 4 * prod(shape)}")
-        start += 4 * prod(shape)
-    return PREFIX_N_BYTES + RESERVED_N_BYTES + base_n_bytes + digits, own
-
-
-def _text_n_bytes(architecture: Architecture, plan: Plan) -> int:
-    """Length of the bare header without the digits of offsets and without shared scales."""
-    specs = [s for s in tensor_specs(architecture, plan) if not s.name.startswith(SHARED)]
-    metadata = {**_blank(architecture, plan, specs), **RESERVED}
-    offset, digits = 0, 0
-    for spec in specs:
-        digits += len(f"{offset}{offset + spec.n_bytes}")
-        offset += spec.n_bytes
-    return len(header_json(specs, metadata)) - digits
-
-
-def _blank(architecture: Architecture, plan: Plan, specs: Sequence[TensorSpec]) -> dict:
-    """Metadata as long as the real ones, but for what `RESERVED` makes room for."""
-    return build(
-        architecture,
-        plan,
-        token_list={"n_tokens": architecture.vocab_size, "sha256": "0" * 64},
-        ids={},
-        source={},
-        relative_error={name: format_error(0.0) for name in plan.clusters},
-        error_reference="",
-        tensors={spec.name: "0" * 64 for spec in specs},
-    )
-
-
 def check(metadata: dict, path: str) -> Tuple[Architecture, Plan, List[TensorSpec]]:
     """Check format, version, self hash and form; return what the tensors must be.
 
@@ -219,7 +135,7 @@ def check(metadata: dict, path: str) -> Tuple[Architecture, Plan, List[TensorSpe
         )
     try:
         _check_form(metadata)
-        architecture = Architecture.from_dict(metadata["architecture"])
+        architecture = families.from_dict(metadata["architecture"])
         plan = Plan.from_dict(metadata["plan"])
         specs = tensor_specs(architecture, plan)
         _need(plan.to_dict(provenance=False) == metadata["plan"], "plan")
@@ -246,7 +162,7 @@ def _check_form(metadata: dict) -> None:
     _need(set(record) == {"n_tokens", "sha256"} and type(record["n_tokens"]) is int, "token_list")
     _need(_is_hash(record["sha256"]), "token_list")
     ids = metadata["special_ids"]
-    _need(set(ids) == set(SPECIAL_IDS), "special_ids")
+    _need(set(ids) == set(SPECIAL), "special_ids")
     for value in ids.values():
         in_range = type(value) is int and 0 <= value < record["n_tokens"]
         _need(value is None or in_range, "special_ids")

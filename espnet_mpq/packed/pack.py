@@ -1,14 +1,14 @@
-"""From float weights and a plan to a packed LM."""
+"""From float weights and a plan to a packed model."""
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional
 
 import torch
 
-from espnet_mpq.clusters import Cluster
+from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.clusters import Cluster, as_matrix
 from espnet_mpq.errors import InputError, MismatchError
-from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import cluster_values
 from espnet_mpq.packed.format import PackedModel, tensor_hashes
@@ -16,16 +16,14 @@ from espnet_mpq.packed.metadata import (
     build,
     format_error,
     shorten_command,
-    special_ids,
-    token_list_record,
 )
 from espnet_mpq.packed.tensors import codes_name, scales_name, tensor_specs, weight_name
 from espnet_mpq.plan import Plan
-from espnet_mpq.quant.fake_quant import ClusterProjection, project_cluster, project_model_tied
+from espnet_mpq.quant.distortion import relative_error
+from espnet_mpq.quant.fake_quant import ClusterProjection, project_clusters
+from espnet_mpq.quant.scale import SCALE_DTYPES
+from espnet_mpq.vocabulary import Vocabulary
 
-# values (rows, cols) float32; codes uint8 and scales, None at 16 and 32 bits
-_PartProjection = Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
-SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # Weights trained on a grid come back with rounding noise only; more means they were not on it.
 ON_GRID_ERROR = 1e-5
 
@@ -33,16 +31,16 @@ ON_GRID_ERROR = 1e-5
 def check_weights(
     weights: Mapping[str, torch.Tensor], architecture: Architecture
 ) -> Dict[str, torch.Tensor]:
-    """The parameters of an LM as float32 CPU tensors, checked against the architecture.
+    """The state of a model as float32 CPU tensors, checked against the architecture.
 
     Args:
-        weights: parameter name (without ESPnet's prefix "lm.") -> tensor.
+        weights: name (without the prefix a host puts before it) -> tensor.
 
     Raises:
         MismatchError: names or shapes differ, or tied matrices hold different values.
         InputError: NaN or infinity.
     """
-    shapes = architecture.parameter_shapes()
+    shapes = architecture.state_shapes()
     weights = dict(weights)
     for name, kept in architecture.ties().items():
         repeated = weights.pop(name) if kept in weights and name in weights else None
@@ -66,7 +64,7 @@ def check_weights(
                 expected=tuple(shape),
                 todo="give the checkpoint that was trained with this config.yaml",
             )
-        weights[name] = weights[name].detach().to("cpu", torch.float32)
+        weights[name] = weights[name].detach().to("cpu", torch.float32).contiguous()
         if not bool(torch.isfinite(weights[name]).all()):
             raise InputError(
                 f"the checkpoint has NaN or infinity in {name}",
@@ -75,11 +73,11 @@ def check_weights(
     return weights
 
 
-def pack_lm(
+def pack(
     weights: Mapping[str, torch.Tensor],
     architecture: Architecture,
     plan: Plan,
-    token_list: Sequence[str],
+    vocabulary: Vocabulary,
     *,
     source: Optional[Mapping] = None,
     fp_weights: Optional[Mapping[str, torch.Tensor]] = None,
@@ -89,20 +87,20 @@ def pack_lm(
     Weights that already lie on the plan's grid come back as they are.
 
     Args:
-        weights: parameters of the quantized (or, after training, the fp) LM.
-        token_list: the vocabulary, in the order of ids.
+        weights: state of the quantized (or, after training, the fp) model.
+        vocabulary: of the model.
         source: JSON-able facts on where the weights come from: strings, integers or None. Its
             ``command`` is cut when the header would get longer than predicted.
-        fp_weights: the fp LM; relative errors then compare with it instead of ``weights``.
+        fp_weights: the fp model; relative errors then compare with it instead of ``weights``.
 
     Raises:
         MismatchError, InputError: as check_weights; the token list has another size.
         PlanError: the plan does not fit the architecture.
     """
-    if len(token_list) != architecture.vocab_size:
+    if len(vocabulary) != architecture.vocab_size:
         raise MismatchError(
             "token list and LM do not belong together",
-            found=f"{len(token_list)} tokens",
+            found=f"{len(vocabulary)} tokens",
             expected=f"{architecture.vocab_size}",
         )
     weights = check_weights(weights, architecture)
@@ -110,8 +108,14 @@ def pack_lm(
     specs = tensor_specs(architecture, plan)
     clusters = architecture.clusters()
     tensors: Dict[str, torch.Tensor] = {}
-    for cluster, projections in _project(weights, clusters, plan):
-        _add_cluster(tensors, cluster, projections, plan)
+    done = project_clusters(
+        {cluster.name: _mats(weights, cluster) for cluster in clusters},
+        plan.clusters,
+        method="mse",
+        scale_dtype=SCALE_DTYPES[plan.scale_dtype],
+    )
+    for cluster in clusters:
+        _add_cluster(tensors, cluster, done[cluster.name], plan)
     for name, _ in architecture.rest():
         tensors[name] = weights[name].clone()
     tensors = {spec.name: tensors[spec.name].reshape(spec.shape).contiguous() for spec in specs}
@@ -123,8 +127,8 @@ def pack_lm(
     metadata = build(
         architecture,
         plan,
-        token_list=token_list_record(token_list),
-        ids=special_ids(token_list),
+        token_list=vocabulary.record(),
+        ids=vocabulary.special_ids,
         source=source or {},
         relative_error=errors,
         error_reference="checkpoint" if reference is weights else "fp",
@@ -143,62 +147,24 @@ def rounded_clusters(packed: PackedModel, weights: Mapping[str, torch.Tensor]) -
     return {name: error for name, error in errors.items() if error > ON_GRID_ERROR}
 
 
-def relative_error(mats: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> float:
-    """sum (w - v)^2 / sum w^2 over all matrices (0 when all weights are zero and reproduced)."""
-    difference = sum(float((w.double() - v.double()).square().sum()) for w, v in zip(mats, values))
-    norm = sum(float(w.double().square().sum()) for w in mats)
-    return difference / norm if norm > 0 else difference
-
-
 def _mats(weights: Mapping[str, torch.Tensor], cluster: Cluster) -> List[torch.Tensor]:
-    return [weights[p.parameter][p.start : p.stop] for p in cluster.parts]
-
-
-def _project(
-    weights: Mapping[str, torch.Tensor], clusters: Sequence[Cluster], plan: Plan
-) -> List[Tuple[Cluster, List[_PartProjection]]]:
-    """Projection per cluster; clusters of tying "model" with the same grid share one scale."""
-    options = {"method": "mse", "scale_dtype": SCALE_DTYPES[plan.scale_dtype]}
-    shared: Dict[tuple, List[Cluster]] = {}
-    done = []
-    for cluster in clusters:
-        spec = plan.clusters[cluster.name]
-        if spec.bits < 16 and spec.tying == "model":
-            shared.setdefault((spec.bits, spec.grid), []).append(cluster)
-        else:
-            found = project_cluster(_mats(weights, cluster), spec, **options)
-            done.append((cluster, _parts(found)))
-    for group in shared.values():
-        mats = [mat for cluster in group for mat in _mats(weights, cluster)]
-        found = project_model_tied(mats, plan.clusters[group[0].name], **options)
-        parts = iter(_parts(found))
-        done.extend((cluster, [next(parts) for _ in cluster.parts]) for cluster in group)
-    return done
-
-
-def _parts(found: ClusterProjection) -> List[_PartProjection]:
-    nothing = [None] * len(found.values)
-    codes, scales = found.codes or nothing, found.scales or nothing
-    return list(zip(found.values, codes, scales))
+    return [as_matrix(weights[p.parameter])[p.start : p.stop] for p in cluster.parts]
 
 
 def _add_cluster(
-    tensors: Dict[str, torch.Tensor],
-    cluster: Cluster,
-    projections: Sequence[_PartProjection],
-    plan: Plan,
+    tensors: Dict[str, torch.Tensor], cluster: Cluster, found: ClusterProjection, plan: Plan
 ) -> None:
     spec = plan.clusters[cluster.name]
-    for part, (values, codes, scales) in zip(cluster.parts, projections):
-        if spec.bits >= 16:
-            weight = values.to(torch.float16 if spec.bits == 16 else torch.float32)
-            if not bool(torch.isfinite(weight).all()):
-                raise InputError(
-                    f"cluster {cluster.name} has weights beyond the range of float16",
-                    todo="give it 32 bits in the plan",
-                )
-            tensors[weight_name(cluster, part)] = weight
-        else:
-            tensors[codes_name(cluster, part)] = pack_codes(codes, spec.bits)
+    for k, part in enumerate(cluster.parts):
+        if spec.is_coded:
             scale_dtype = SCALE_DTYPES[plan.scale_dtype]
-            tensors[scales_name(cluster, part, spec)] = scales.to(scale_dtype)
+            tensors[codes_name(cluster, part)] = pack_codes(found.codes[k], spec.bits)
+            tensors[scales_name(cluster, part, spec)] = found.scales[k].to(scale_dtype)
+            continue
+        weight = found.values[k].to(torch.float16 if spec.bits == 16 else torch.float32)
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError(
+                f"cluster {cluster.name} has weights beyond the range of float16",
+                todo="give it 32 bits in the plan",
+            )
+        tensors[weight_name(cluster, part)] = weight

@@ -8,8 +8,9 @@ from typing import List, Optional, Tuple
 
 import torch
 
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import Cluster, Part
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.bits import row_n_bytes
 from espnet_mpq.plan import ClusterSpec, Plan
 
 # dtype in the file -> torch dtype, bytes; written widest first, so that data stay aligned.
@@ -65,14 +66,14 @@ def scales_shape(part: Part, spec: ClusterSpec) -> Tuple[int, int]:
 def codes_shape(part: Part, bits: int) -> Tuple[int, int]:
     """Rows, bytes per row: every row is padded to a whole byte."""
     rows, cols = part.shape
-    return rows, ceil(cols * bits / 8)
+    return rows, row_n_bytes(cols, bits)
 
 
 def cluster_tensors(cluster: Cluster, spec: ClusterSpec, scale_dtype: str) -> List[TensorSpec]:
     """The tensors of one cluster, the scale shared between clusters included."""
     specs = {}
     for part in cluster.parts:
-        if spec.bits >= 16:
+        if not spec.is_coded:
             dtype = "F16" if spec.bits == 16 else "F32"
             tensors = [TensorSpec(weight_name(cluster, part), dtype, part.shape, "weight")]
         else:

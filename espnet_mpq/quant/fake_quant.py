@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
 
-from espnet_mpq.errors import InputError
 from espnet_mpq.quant.grid import Grid, make_grid
 from espnet_mpq.quant.projection import Projection, project
 from espnet_mpq.quant.scale import Blocks, to_blocks
+from espnet_mpq.quant.spec import ClusterSpec
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ClusterProjection:
 @torch.no_grad()
 def project_cluster(
     mats: Sequence[torch.Tensor],
-    spec,
+    spec: ClusterSpec,
     *,
     method: str = "mse",
     init: Optional[Sequence[torch.Tensor]] = None,
@@ -71,16 +71,47 @@ def project_cluster(
     )
 
 
-def project_model_tied(mats: Sequence[torch.Tensor], spec, **options) -> ClusterProjection:
-    """Project matrices of several clusters with one scale for all (tying "model").
+def project_clusters(
+    mats: Mapping[str, Sequence[torch.Tensor]],
+    specs: Mapping[str, ClusterSpec],
+    *,
+    init: Optional[Mapping[str, Sequence[torch.Tensor]]] = None,
+    **options,
+) -> Dict[str, ClusterProjection]:
+    """Project several clusters; those that share a scale (tying "model") are projected together.
 
     Args:
-        mats: the matrices of all clusters that have the spec's bits and grid, in one flat list.
-        spec, options: as project_cluster.
+        mats: cluster -> float (rows, cols) each.
+        specs: cluster -> how it is stored; every cluster of ``mats``.
+        init: cluster -> warm start of "als".
+        options: method, rounds, scale_dtype as project_cluster.
+
+    Returns:
+        Cluster -> projection, in the order of ``mats``.
+
+    Raises:
+        InputError: as project_cluster.
     """
-    if spec.tying != "model":
-        raise InputError("not one scale for the model", found=f"tying {spec.tying!r}")
-    return project_cluster(mats, spec, **options)
+    groups: Dict[object, List[str]] = {}
+    for name in mats:
+        groups.setdefault(specs[name].shared_key or name, []).append(name)
+    found: Dict[str, ClusterProjection] = {}
+    for names in groups.values():
+        start = None
+        if init is not None and all(name in init for name in names):
+            start = [scale for name in names for scale in init[name]]
+        together = [mat for name in names for mat in mats[name]]
+        done = project_cluster(together, specs[names[0]], init=start, **options)
+        first = 0
+        for name in names:
+            part = slice(first, first + len(mats[name]))
+            first = part.stop
+            found[name] = ClusterProjection(
+                done.values[part],
+                None if done.scales is None else done.scales[part],
+                None if done.codes is None else done.codes[part],
+            )
+    return {name: found[name] for name in mats}
 
 
 def straight_through(w: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -99,7 +130,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-def grid_of(spec) -> Grid:
+def grid_of(spec: ClusterSpec) -> Grid:
     """The Grid of a spec: the one it holds (learned levels), or the named one at its bits."""
     grid: Union[str, Grid] = spec.grid
     return grid if isinstance(grid, Grid) else make_grid(grid, spec.bits)

@@ -9,8 +9,9 @@ from typing import Optional, Tuple
 import torch
 
 from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.quant import spec
 
-GRIDS = ("paper", "uniform", "codebook")
+GRIDS = (*spec.GRIDS, "codebook")
 MAX_CODEBOOK_LEVELS = 16
 
 
@@ -91,6 +92,10 @@ class Grid:
         if half_up % 1:
             ratio.add_(half_up % 1)
         return ratio.floor_().add_(half_up // 1).clamp_(0, len(self.levels) - 1)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Float32 levels of uint8 codes, same shape."""
+        return self.levels_tensor(codes.device, torch.float32)[codes.long()]
 
     def levels_of(self, codes: torch.Tensor) -> torch.Tensor:
         """Levels of codes, in the dtype and shape of the (float) codes; may overwrite them."""

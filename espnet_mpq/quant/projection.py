@@ -9,10 +9,10 @@ import torch
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.quant.grid import Grid
+from espnet_mpq.quant.scale import SCALE_DTYPES
 from espnet_mpq.quant.sweep import best_scale
 
 METHODS = ("mse", "als")
-SCALE_DTYPES = (torch.float16, torch.float32)
 MAX_SWEEP_LEVELS = 16
 TILE = 1 << 18  # weights worked on at a time: the temporaries stay in the cache
 
@@ -91,15 +91,6 @@ def project(
     return Projection(scales, codes, projected)
 
 
-def relative_error(w: torch.Tensor, values: torch.Tensor) -> float:
-    """sum (w - v)^2 / sum w^2; for all-zero w 0 if v is zero too, else infinity."""
-    error = float((w.double() - values.double()).square().sum())
-    norm = float(w.double().square().sum())
-    if norm > 0:
-        return error / norm
-    return 0.0 if error == 0 else float("inf")
-
-
 def _check_arguments(values, mask, method, init_scale, scale_dtype) -> None:
     if values.dim() != 2 or values.numel() == 0 or not values.is_floating_point():
         raise InputError(
@@ -123,7 +114,7 @@ def _check_arguments(values, mask, method, init_scale, scale_dtype) -> None:
             found=tuple(init_scale.shape),
             expected=(values.shape[0], 1),
         )
-    if scale_dtype not in SCALE_DTYPES:
+    if scale_dtype not in SCALE_DTYPES.values():
         raise InputError(
             "unknown scale dtype", found=scale_dtype, expected="torch.float16 or torch.float32"
         )

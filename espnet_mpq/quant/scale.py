@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.quant.spec import TYINGS
 
-TYINGS = ("model", "cluster", "row", "group")
+SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}  # as plans name them
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ FilePath = Union[str, Path]
 
 
 def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
-    """Draw pareto.json: predicted harm (nats/token) over effective bits, the chosen plan marked.
+    """Draw pareto.json: predicted harm over effective bits, the chosen plan marked.
+
+    The measured joint KL is drawn where the harms are of its unit, nats/token.
 
     Returns False, with a message, when matplotlib is not installed.
     Raises InputError or FormatError for a file that is no Pareto front.
@@ -35,7 +37,7 @@ def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
     chosen = value.get("chosen")
     if chosen:
         axes.plot(chosen["effective_bits"], chosen["harm"], "o", label="chosen, predicted")
-        if chosen.get("joint_kl") is not None:
+        if chosen.get("joint_kl") is not None and value["unit"] == "nats/token":
             axes.errorbar(
                 chosen["effective_bits"],
                 chosen["joint_kl"],
@@ -46,7 +48,7 @@ def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
     if points and min(p["harm"] for p in points) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("effective bits (whole file)")
-    axes.set_ylabel("KL(fp || quantized), nats/token")
+    axes.set_ylabel(f"predicted harm, {value['unit']}")
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(plt, figure, output)

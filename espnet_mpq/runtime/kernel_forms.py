@@ -1,4 +1,4 @@
-"""Which packed LMs the CPU kernels can run, and the kernel form of one that they can."""
+"""Which packed models the CPU kernels can run, and the kernel form of one that they can."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ from typing import Callable, Optional, Sequence
 
 import torch
 
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.lstm import KernelLstm
 from espnet_mpq.kernels.matrix import KernelMatrix
-from espnet_mpq.packed.architecture import Architecture
 from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
-from espnet_mpq.plan import ClusterSpec, Plan
+from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.grid import make_grid
 
 
-def why_not(architecture: Architecture, plan: Plan) -> str:
-    """Why the kernels cannot run an LM, so that the reference does; empty when they can.
+def reason_against(architecture: Architecture) -> str:
+    """Why the kernels cannot run a model, so that the reference does; empty when they can.
 
     Raises:
         InputError: no kernel library.
     """
-    if getattr(architecture, "rnn_type", "lstm") != "lstm":
-        return f"no kernels for {architecture.rnn_type}"
+    reason = architecture.reason_against_kernels()
+    if reason:
+        return reason
     clusters, most = architecture.clusters(), dispatch.max_cols()
     if max(part.cols for cluster in clusters for part in cluster.parts) > most:
         return f"more than {most} columns"
     return ""
 
 
-def kernel_name(architecture: Architecture, plan: Plan) -> str:
-    """The kernel that would run an LM here, with the reason when it is the reference."""
+def kernel_name(architecture: Architecture) -> str:
+    """The kernel that would run a model here, with the reason when it is the reference."""
     path = dispatch.choose()
-    reason = why_not(architecture, plan) if path != dispatch.REFERENCE else ""
+    reason = reason_against(architecture) if path != dispatch.REFERENCE else ""
     if reason:
         return f"{dispatch.REFERENCE} ({reason})"
     if path == dispatch.REFERENCE and dispatch.library() is None:
@@ -43,7 +44,7 @@ def kernel_name(architecture: Architecture, plan: Plan) -> str:
 
 def stored_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
     """The tensor of the packed file that holds the codes or weights of a part."""
-    return (weight_name if spec.bits >= 16 else codes_name)(cluster, part)
+    return (codes_name if spec.is_coded else weight_name)(cluster, part)
 
 
 def make_matrix(
@@ -62,7 +63,7 @@ def make_matrix(
         InputError: no library, or more than dispatch.max_cols() columns.
     """
     stored = torch.cat([tensor(stored_name(cluster, part, spec)) for part in parts])
-    if spec.bits >= 16:
+    if not spec.is_coded:
         return KernelMatrix(stored)
     levels = make_grid(spec.grid, spec.bits).levels_tensor()
     # One scale for a whole cluster or model is one tensor, whatever the part.
@@ -83,7 +84,7 @@ def make_lstm(
         tensor: gives a tensor of the packed file by its name there (CPU).
 
     Raises:
-        InputError: the kernels cannot take it; ask why_not first.
+        InputError: the kernels cannot take it; ask reason_against first.
     """
     found = {
         cluster.name: [matrix(cluster, [part]) for part in cluster.parts]
@@ -101,9 +102,11 @@ def make_lstm(
     return KernelLstm(embedding, matrices, biases)
 
 
-def runnable(architecture: Architecture, plan: Plan, device: torch.device, dtype) -> Optional[str]:
-    """The path on which the kernels run an LM of this device and dtype; None: the reference."""
+def path_for(
+    architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> Optional[str]:
+    """The path on which the kernels run a model of this device and dtype; None: the reference."""
     path = dispatch.choose()
     if path == dispatch.REFERENCE or device.type != "cpu" or dtype != torch.float32:
         return None
-    return None if why_not(architecture, plan) else path
+    return None if reason_against(architecture) else path

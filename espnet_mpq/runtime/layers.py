@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels.matrix import KernelMatrix
-from espnet_mpq.runtime.packed import PackedLm
+from espnet_mpq.runtime.packed import PackedModule
 
 # x (..., cols) -> x W^T + bias (..., rows); token ids (...) -> rows of the embedding (..., cols)
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -44,21 +44,21 @@ class KernelLayers:
     Clusters of 16 and 32 bits compute in float there.
 
     Args:
-        lm: a filled runtime on the CPU in float32.
+        runtime: a filled one on the CPU in float32.
     """
 
-    def __init__(self, lm: PackedLm):
-        self.lm = lm
+    def __init__(self, runtime: PackedModule):
+        self.runtime = runtime
         self.parts: Dict[str, Tuple[Cluster, Part]] = {
             part.parameter: (cluster, part)
-            for cluster in lm.architecture.clusters()
+            for cluster in runtime.architecture.clusters()
             for part in cluster.parts
         }
 
     def linear(self, *names: str) -> Linear:
         """As DenseLayers.linear; the layers must belong to one cluster."""
         matrix = self._matrix(*names)
-        bias = torch.cat([self.lm.tensor(f"{name}.bias") for name in names])
+        bias = torch.cat([self.runtime.tensor(f"{name}.bias") for name in names])
 
         def run(x: torch.Tensor) -> torch.Tensor:
             y = matrix.linear(x.reshape(-1, matrix.cols), bias)
@@ -73,4 +73,4 @@ class KernelLayers:
     def _matrix(self, *names: str) -> KernelMatrix:
         cluster, _ = self.parts[f"{names[0]}.weight"]
         parts = [self.parts[f"{name}.weight"][1] for name in names]
-        return self.lm.matrix(cluster, parts)
+        return self.runtime.matrix(cluster, parts)

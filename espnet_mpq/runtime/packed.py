@@ -1,22 +1,22 @@
-"""What every runtime of a packed LM is made of: the tensors of the file as buffers, and no more."""
+"""What every runtime of a packed model is made of: the tensors of the file, and no more."""
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.matrix import KernelMatrix
-from espnet_mpq.kernels.reference import dequantize_linear
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.packed.dequantize import dequantize
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.load import check_model
-from espnet_mpq.packed.tensors import DTYPES, codes_name, scales_name, tensor_specs, weight_name
+from espnet_mpq.packed.tensors import DTYPES, tensor_specs
 from espnet_mpq.plan import Plan
-from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.runtime.kernel_forms import make_matrix, stored_name
+from espnet_mpq.runtime.kernel_forms import kernel_name, make_matrix, path_for, stored_name
 
 
 class _Held(NamedTuple):
@@ -30,7 +30,7 @@ class _Held(NamedTuple):
         return self.matrix.stored()[self.start : self.stop].clone()
 
 
-class PackedLm(torch.nn.Module):
+class PackedModule(torch.nn.Module):
     """Holds the tensors of a packed file; subclasses compute from them.
 
     Buffers hold exactly the tensors of the packed file; there are no parameters. Memory holds
@@ -41,7 +41,7 @@ class PackedLm(torch.nn.Module):
     Inference only: the module stays in eval mode and gives no gradients.
 
     Args:
-        architecture: the shape of the LM.
+        architecture: the shape of the model.
         plan: bits, grid and scale tying per cluster.
 
     Raises:
@@ -101,38 +101,30 @@ class PackedLm(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.tensor("decoder.bias").device
+        return self._float().device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of computation: that of the biases, float32 unless the module was cast."""
-        return self.tensor("decoder.bias").dtype
+        return self._float().dtype
+
+    def _float(self) -> torch.Tensor:
+        """A tensor that moves and is cast with the module: the first that stays float."""
+        return self.tensor(self.architecture.rest()[0][0])
+
+    def kernel(self) -> str:
+        """What computes: a path of kernels/dispatch.py, or "reference" with the reason."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return f"{dispatch.REFERENCE} ({self.dtype} on {self.device.type})"
+        return kernel_name(self.architecture)
+
+    def path(self) -> Optional[str]:
+        """The kernels' path that computes; None: the reference."""
+        return path_for(self.architecture, self.device, self.dtype)
 
     def weights(self) -> Dict[str, torch.Tensor]:
-        """Every parameter of the LM as a float matrix or vector, made anew from the buffers."""
-        shapes = self.architecture.parameter_shapes()
-        values = {
-            name: torch.empty(shape, dtype=self.dtype, device=self.device)
-            for name, shape in shapes.items()
-        }
-        for cluster in self.architecture.clusters():
-            spec = self.plan.clusters[cluster.name]
-            for part in cluster.parts:
-                if spec.bits >= 16:
-                    piece = self.tensor(weight_name(cluster, part))
-                else:
-                    piece = dequantize_linear(
-                        self.tensor(codes_name(cluster, part)),
-                        self.tensor(scales_name(cluster, part, spec)),
-                        make_grid(spec.grid, spec.bits).levels_tensor(self.device, torch.float32),
-                        spec.bits,
-                        part.cols,
-                        spec.group_size,
-                    )
-                values[part.parameter][part.start : part.stop] = piece
-        for name, _ in self.architecture.rest():
-            values[name].copy_(self.tensor(name))
-        return values
+        """The float state of the model, made anew from the buffers."""
+        return dequantize(self.tensor, self.architecture, self.plan, self.dtype, self.device)
 
     def _check_filled(self) -> None:
         if not self.filled:
@@ -153,7 +145,7 @@ class PackedLm(torch.nn.Module):
         """The buffers that kernel forms took the place of, by their names as buffers."""
         return {_buffer_name(name): held.tensor() for name, held in self._held.items()}
 
-    def train(self, mode: bool = True) -> "PackedLm":
+    def train(self, mode: bool = True) -> "PackedModule":
         """Stays in eval mode: packed weights cannot be trained."""
         return super().train(False)
 

@@ -7,11 +7,11 @@ from typing import Dict, Optional, Tuple, Union
 
 import torch
 
+from espnet_mpq.architecture.rnn_lm import RnnArchitecture
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.lstm import KernelLstm
-from espnet_mpq.packed.architecture import RnnArchitecture
-from espnet_mpq.runtime.kernel_forms import kernel_name, make_lstm, runnable
-from espnet_mpq.runtime.packed import PackedLm
+from espnet_mpq.runtime.kernel_forms import make_lstm
+from espnet_mpq.runtime.packed import PackedModule
 
 # (h, c) of an LSTM, h of a GRU or plain RNN; each (nlayers, batch, nhid)
 State = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
@@ -23,13 +23,13 @@ RNN_CLASSES = {
 }
 
 
-class PackedRnn(PackedLm):
+class PackedRnn(PackedModule):
     """Runtime of a packed LM with the layout of ESPnet's SequentialRNNLM.
 
     On the CPU in float32 an LSTM runs on the kernels (int8 activations; MPQ_KERNEL chooses the
     path); all else runs on the reference, float weights and float activations. Either form is
     made from the buffers at its first call and kept until the module moves or is cast.
-    Arguments and errors as PackedLm.
+    Arguments and errors as PackedModule.
     """
 
     MADE = ("_dense", "_lstm", "_chosen")
@@ -58,14 +58,6 @@ class PackedRnn(PackedLm):
         """
         return self._run(tokens, state, False)
 
-    def kernel(self) -> str:
-        """What computes: a path of kernels/dispatch.py, or "reference" with the reason."""
-        if runnable(self.architecture, self.plan, self.device, self.dtype):
-            return dispatch.choose()
-        if self.device.type != "cpu" or self.dtype != torch.float32:
-            return f"{dispatch.REFERENCE} ({self.dtype} on {self.device.type})"
-        return kernel_name(self.architecture, self.plan)
-
     def _run(self, tokens, state, log_probs: bool) -> Tuple[torch.Tensor, State]:
         """As logits, or log-probabilities; tokens (batch, length) or (batch,)."""
         self._check_filled()
@@ -78,7 +70,7 @@ class PackedRnn(PackedLm):
         """The path that runs, None for the reference; makes the kernel form it needs."""
         asked = os.environ.get("MPQ_KERNEL")
         if self._lstm is None:
-            path = runnable(self.architecture, self.plan, self.device, self.dtype)
+            path = self.path()
             if path is None:
                 return None
             self._chosen = {asked: path}  # first, for other threads

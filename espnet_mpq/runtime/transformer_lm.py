@@ -8,12 +8,11 @@ from typing import Callable, List, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 
+from espnet_mpq.architecture.transformer_lm import TransformerArchitecture
 from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import dispatch
-from espnet_mpq.packed.architecture import TransformerArchitecture
-from espnet_mpq.runtime.kernel_forms import kernel_name, runnable
 from espnet_mpq.runtime.layers import DenseLayers, KernelLayers
-from espnet_mpq.runtime.packed import PackedLm
+from espnet_mpq.runtime.packed import PackedModule
 from espnet_mpq.runtime.prefixes import Memory, Prefix, attend_to_sequence
 
 # Of the host: its own LayerNorm has 1e-12, the one behind the embedding is PyTorch's.
@@ -22,13 +21,13 @@ Norm = Tuple[torch.Tensor, torch.Tensor]  # weight, bias
 Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class PackedTransformer(PackedLm):
+class PackedTransformer(PackedModule):
     """Runtime of a packed LM with the layout of ESPnet's TransformerLM.
 
     On the CPU in float32 the linear layers run on the kernels (int8 activations; MPQ_KERNEL
     chooses the path), elsewhere on the reference, float weights and float activations. A step
     computes the newest token alone: keys and values of earlier ones are in the state.
-    Arguments and errors as PackedLm.
+    Arguments and errors as PackedModule.
     """
 
     MADE = ("_dense", "_kernels")
@@ -105,15 +104,9 @@ class PackedTransformer(PackedLm):
         """As logits."""
         return self.logits(tokens, state)
 
-    def kernel(self) -> str:
-        """What computes: a path of kernels/dispatch.py, or "reference" with the reason."""
-        if self.device.type != "cpu" or self.dtype != torch.float32:
-            return f"{dispatch.REFERENCE} ({self.dtype} on {self.device.type})"
-        return kernel_name(self.architecture, self.plan)
-
     def _network(self) -> "_Network":
         self._check_filled()
-        if runnable(self.architecture, self.plan, self.device, self.dtype):
+        if self.path():
             if self._kernels is None:
                 self._kernels = _Network(self, KernelLayers(self))
                 dispatch.trim()

@@ -1,18 +1,16 @@
-"""The weights of an LM at every candidate bit-width: one of them, or their weighted sum."""
+"""The weights of a model at every candidate bit-width: one of them, or their weighted sum."""
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Tuple
 
 import torch
 
-from espnet_mpq.clusters import Cluster, unique_parameters
+from espnet_mpq.clusters import Cluster, ClusterWeights, Mats
 from espnet_mpq.quant.fake_quant import project_cluster, straight_through
 from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.quant.scale import spread
+from espnet_mpq.quant.scale import SCALE_DTYPES, spread
 from espnet_mpq.search.nas_options import NasOptions
-
-Mats = List[torch.Tensor]  # one (rows, cols) per part of the cluster
 
 
 class Candidates:
@@ -23,16 +21,14 @@ class Candidates:
     those now and then with `refresh`.
 
     Args:
-        lm: the language model; its parameter objects must stay the same.
-        clusters: of the LM.
+        weights: of the model, cluster by cluster.
         options: NasOptions (bits, grid, tying, group_size, scale_dtype).
     """
 
-    def __init__(self, lm: torch.nn.Module, clusters: Sequence[Cluster], options: NasOptions):
-        self._parameters = unique_parameters(lm)
-        self.clusters = {cluster.name: cluster for cluster in clusters}
+    def __init__(self, weights: ClusterWeights, options: NasOptions):
+        self.weights = weights
         self.bits, self.specs = options.bits, options.specs()
-        self._dtype = getattr(torch, options.scale_dtype)
+        self._dtype = SCALE_DTYPES[options.scale_dtype]
         self._exact: Dict[Tuple[str, int], Tuple[tuple, Mats]] = {}
         self._stacks: Dict[str, Tuple[tuple, Mats]] = {}
         self._scales: Dict[Tuple[str, int], Mats] = {}
@@ -58,18 +54,21 @@ class Candidates:
     @torch.no_grad()
     def refresh(self) -> None:
         """Scales of all clusters and candidates, by least squares from the present weights."""
-        for name in self.clusters:
+        for name in self.weights.clusters:
             for bits in self.bits:
                 if bits < 16:
                     self._scales[name, bits] = self._fit(name, bits)
 
     def _weights(self, name: str) -> Mats:
-        parts = self.clusters[name].parts
-        return [self._parameters[part.parameter][part.start : part.stop] for part in parts]
+        return self.weights.live(name)
+
+    @property
+    def clusters(self) -> Dict[str, Cluster]:
+        return self.weights.clusters
 
     def _version(self, name: str) -> tuple:
         """Changes whenever the weights of the cluster do."""
-        used = [self._parameters[part.parameter] for part in self.clusters[name].parts]
+        used = self.weights.parameters(name)
         return tuple((id(p), p.data_ptr(), p._version, p.dtype) for p in used)
 
     def _stack(self, name: str, exact: bool) -> Mats:

@@ -27,8 +27,7 @@ class Mixture(torch.nn.Module):
         budget_n_bytes: of the whole file; None: none (phase "weights").
 
     Attributes:
-        logits: float32 (n_clusters * n_bits,), cluster by cluster. One-dimensional, so that it is
-            no weight matrix to clusters.find_clusters.
+        logits: float32 (n_clusters * n_bits,), cluster by cluster.
         n_bytes: float64 (n_clusters, n_bits), plan.cluster_n_bytes of every candidate.
         temperature: T of relaxed draws and of `expected_n_bytes`.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, Tuple
 
 from espnet_mpq.errors import MismatchError
 from espnet_mpq.fields import AGAIN, is_count, is_integer, is_list, is_number, need
+
+if TYPE_CHECKING:  # clusters needs torch, which reading a table does not
+    from espnet_mpq.clusters import ClusterWeights
 
 MIN_PROBES = 4  # fewer do not tell their own spread
 # A cluster with less than this share of all harm needs no relative precision of its own.
@@ -32,16 +35,15 @@ class Curvature:
     samples: Dict[int, Dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, lm, clusters: Sequence) -> "Curvature":
-        """Of the ``clusters`` of an LM, without samples yet."""
-        from espnet_mpq.clusters import get_mats  # needs torch, which reading a table does not
+    def of(cls, weights: "ClusterWeights") -> "Curvature":
+        """Of all clusters of a model, without samples yet."""
 
-        def squared_norm(cluster) -> float:
-            return sum(float(m.double().square().sum()) for m in get_mats(lm, cluster))
+        def squared_norm(name: str) -> float:
+            return sum(float(m.double().square().sum()) for m in weights.mats(name))
 
         return cls(
-            {cluster.name: cluster.n_weights for cluster in clusters},
-            {cluster.name: squared_norm(cluster) for cluster in clusters},
+            {name: cluster.n_weights for name, cluster in weights.clusters.items()},
+            {name: squared_norm(name) for name in weights.clusters},
         )
 
     def trace(self, cluster: str) -> Tuple[float, float]:
@@ -93,7 +95,7 @@ class Curvature:
         found = [(name, *self.trace(name)) for name in self.n_weights]
         return [row for row in found if row[1] < 0]
 
-    def check_same_lm(self, other: "Curvature", what: str) -> None:
+    def check_same_model(self, other: "Curvature", what: str) -> None:
         """Raise MismatchError unless sizes and norms of all clusters are those of ``other``."""
         for name in {**self.n_weights, **other.n_weights}:
             mine, theirs = (
@@ -158,6 +160,6 @@ class Curvature:
         parts = list(parts)
         pooled = cls(dict(parts[0].n_weights), dict(parts[0].squared_norm))
         for part in parts:
-            part.check_same_lm(pooled, "a shard and the first one")
+            part.check_same_model(pooled, "a shard and the first one")
             pooled.samples.update(part.samples)
         return pooled

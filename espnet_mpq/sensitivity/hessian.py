@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 
-from espnet_mpq.clusters import Cluster, unique_parameters
+from espnet_mpq.clusters import ClusterWeights, as_matrix
 from espnet_mpq.errors import InputError
+from espnet_mpq.sensitivity.judged import Batch, Judged
 from espnet_mpq.sensitivity.provenance import PROBES
 
-Batch = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
 
 
 class TraceMeter:
-    """Samples of Tr(H_cluster) for H of the mean cross entropy, nats/token, on fixed sentences.
+    """Samples of Tr(H_cluster) for H of a mean loss, nats per row, on fixed sentences.
 
     Args:
-        forward: input ids (B, T) -> logits (B, T, V).
-        lm: the LM that ``forward`` runs; eval mode (dropout off) while measuring.
-        clusters: of this LM. Only their weights are probed: biases and norms stay float.
-        batches: (inputs, targets, mask), each (B, T), one row per sentence; kept in memory. One
-            batch at a time has a graph.
+        judged: the model, in eval mode (dropout off) while measuring, and the rows of its logits.
+            One batch at a time has a graph.
+        weights: of this model. Only they are probed: biases and norms stay float.
         probe: "rademacher" (signs, the least variance) or "gaussian" (as in the paper).
         seed: with the numbers of probe and batch it fixes a random vector, so sample k is the
             same whatever was measured before it.
@@ -31,25 +30,21 @@ class TraceMeter:
 
     def __init__(
         self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        lm: torch.nn.Module,
-        clusters: Sequence[Cluster],
-        batches: Iterable[Batch],
+        judged: Judged,
+        weights: ClusterWeights,
         *,
         probe: str = "rademacher",
         seed: int = 0,
     ):
         if probe not in PROBES:
             raise InputError("the probe", found=repr(probe), expected=" or ".join(PROBES))
-        self._forward, self._lm, self._clusters = forward, lm, list(clusters)
+        self.judged, self._clusters = judged, list(weights.clusters.values())
         self._probe, self._seed = probe, seed
-        used = {part.parameter for cluster in clusters for part in cluster.parts}
-        named = {n: p for n, p in unique_parameters(lm).items() if n in used}
+        used = {part.parameter for cluster in self._clusters for part in cluster.parts}
+        named = {n: p for n, p in judged.module.named_parameters() if n in used}
         self._names, self.parameters = list(named), list(named.values())
-        device = self.parameters[0].device
-        self._batches = [tuple(t.to(device) for t in batch) for batch in batches]
-        self.n_tokens = sum(int(mask.sum()) for _, _, mask in self._batches)
-        if not self.n_tokens:
+        self.n_rows = judged.n_rows
+        if not self.n_rows:
             raise InputError("no token to measure on", todo="give a text with sentences")
 
     def sample(self, probe: int) -> Dict[str, float]:
@@ -57,17 +52,17 @@ class TraceMeter:
         raise NotImplementedError
 
     def _total(self, forms_of_batch: Callable[[int, torch.Tensor], List[torch.Tensor]]):
-        """Cluster -> sum over batches of what ``forms_of_batch`` (number, logits of the tokens)
-        gives for each parameter, a tensor of its shape; sums in float64, divided by all tokens."""
+        """Cluster -> sum over batches of what ``forms_of_batch`` (number, logits of the rows)
+        gives for each parameter, a tensor of its shape; sums in float64, divided by all rows."""
         totals = dict.fromkeys((cluster.name for cluster in self._clusters), 0.0)
-        with differentiable(self._lm, self.parameters):
-            for k, (inputs, _, mask) in enumerate(self._batches):
-                forms = dict(zip(self._names, forms_of_batch(k, self._forward(inputs)[mask])))
+        with differentiable(self.judged.module, self.parameters):
+            for k, logits in enumerate(self.judged.logits()):
+                forms = dict(zip(self._names, forms_of_batch(k, logits)))
                 for cluster in self._clusters:
                     for part in cluster.parts:
-                        values = forms[part.parameter][part.start : part.stop]
+                        values = as_matrix(forms[part.parameter])[part.start : part.stop]
                         totals[cluster.name] += float(values.sum(dtype=torch.float64))
-        return {name: total / self.n_tokens for name, total in totals.items()}
+        return {name: total / self.n_rows for name, total in totals.items()}
 
     def _random(self, shape, like: torch.Tensor, probe: int, batch: int, k: int) -> torch.Tensor:
         # torch's CPU generator looks at 32 bits of its seed only, so all numbers are hashed.
@@ -90,7 +85,17 @@ class HessianMeter(TraceMeter):
 
     Source: Hutchinson 1990; Xu et al. 2021 (TASLP, arXiv 2112.11438), section V; product by
     differentiating g . z (Pearlmutter 1994); a z per batch is ours.
+
+    Args:
+        loss: (logits (N, V), batch) -> summed over the rows, in nats; cross entropy by default.
+        others: as TraceMeter.
     """
+
+    def __init__(
+        self, judged: Judged, weights: ClusterWeights, loss: Optional[Loss] = None, **options
+    ):
+        super().__init__(judged, weights, **options)
+        self._loss = loss or judged.cross_entropy
 
     def sample(self, probe: int) -> Dict[str, float]:
         return self._forms(
@@ -106,8 +111,7 @@ class HessianMeter(TraceMeter):
     def _forms(self, vectors_of_batch) -> Dict[str, float]:
         def forms_of_batch(batch, logits):
             vectors = vectors_of_batch(batch)
-            targets = self._batches[batch][1][self._batches[batch][2]]
-            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            loss = self._loss(logits, self.judged.batches[batch])
             products = hessian_product(loss, self.parameters, vectors)
             return [z * hz for z, hz in zip(vectors, products)]
 
@@ -115,9 +119,9 @@ class HessianMeter(TraceMeter):
 
 
 class FisherMeter(TraceMeter):
-    """Samples of the trace of the Gauss-Newton matrix G = mean over tokens of J^T S J.
+    """Samples of the trace of the Gauss-Newton matrix G = mean over rows of J^T S J.
 
-    J: derivative of a token's logits by the weights; S = diag(p) - p p^T, the Hessian of the
+    J: derivative of a row's logits by the weights; S = diag(p) - p p^T, the Hessian of the
     cross entropy by the logits. For cross entropy G is the Fisher matrix (targets drawn from the
     LM itself), it has no negative eigenvalue, and 1/2 d^T G d is the second-order KL(fp || moved).
 
@@ -138,7 +142,7 @@ class FisherMeter(TraceMeter):
         )
 
     def squares(self, random_of_batch: Sequence[torch.Tensor]) -> Dict[str, float]:
-        """Cluster -> || J^T a ||^2 / tokens for given r, one (tokens, V) per batch."""
+        """Cluster -> || J^T a ||^2 / rows for given r, one (N, V) per batch."""
         return self._squares(lambda batch, logits: random_of_batch[batch])
 
     def _squares(self, draw) -> Dict[str, float]:
@@ -173,15 +177,15 @@ def gradient(output, parameters, **options) -> List[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def differentiable(lm: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]):
+def differentiable(module: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]):
     """Eval mode in which every layer can be differentiated twice.
 
     cuDNN's recurrent layers have no second derivative (and in eval mode not even a first one),
     nor has fused attention: both are replaced by their plain forms. Weights that do not
     require gradients do so inside.
     """
-    was_training, required = lm.training, [p.requires_grad for p in parameters]
-    lm.eval()
+    was_training, required = module.training, [p.requires_grad for p in parameters]
+    module.eval()
     try:
         for p in parameters:
             p.requires_grad_(True)
@@ -190,7 +194,7 @@ def differentiable(lm: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
     finally:
         for p, value in zip(parameters, required):
             p.requires_grad_(value)
-        lm.train(was_training)
+        module.train(was_training)
 
 
 def _math_attention():

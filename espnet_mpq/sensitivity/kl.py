@@ -1,21 +1,23 @@
-"""KL sensitivity: how far the LM's predictions move when one cluster is quantized."""
+"""KL sensitivity: how far a model's predictions move when one cluster is quantized."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Callable, Iterable, List, Mapping, Sequence, Tuple, Union
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
-from espnet_mpq.clusters import Cluster, get_mats, set_mats
+from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import InputError
+from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.fake_quant import project_cluster
-from espnet_mpq.sensitivity.stages import Stages, whole_lm
+from espnet_mpq.quant.scale import SCALE_DTYPES
+from espnet_mpq.quant.spec import ClusterSpec
+from espnet_mpq.sensitivity.judged import Judged
 from espnet_mpq.sensitivity.table import Entry
 from espnet_mpq.statistics import ratio_of_sums
 
-Batch = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Mats = Mapping[str, Sequence[torch.Tensor]]
 CACHE_N_BYTES = 2 << 30
 KL_PIECE = 1 << 16  # numbers
@@ -23,15 +25,12 @@ OUTPUT_ROWS = 512  # tokens whose logits are made at once: few enough for the pr
 
 
 class KlMeter:
-    """Measures KL(fp || changed LM) in nats per token on fixed sentences.
+    """Measures KL(fp || changed model) in nats per row (token, frame) on fixed sentences.
 
     Args:
-        forward: input ids (B, T) -> logits (B, T, V); or the LM's Stages, which is faster: the
-            fp activations that enter the stage of a changed cluster are kept.
-        lm: the LM that ``forward`` runs, holding its fp weights; put in eval mode while measuring
-            (dropout off), every sentence from a fresh state.
-        clusters: of this LM.
-        batches: (inputs, targets, mask), each (B, T), one row per sentence; kept in memory.
+        judged: the model, holding its fp weights, and the rows to measure on. Its stages save
+            time: the fp activations that enter the stage of a changed cluster are kept.
+        weights: of the same model, cluster by cluster.
         printed_form: the paper's printed sum, ln P_fp(w) - ln P_q(w) of the observed word only
             (noisy, may be negative), in place of the sum over the whole vocabulary.
         cache_n_bytes: keep the fp log-probabilities, and the activations entering one stage,
@@ -43,56 +42,61 @@ class KlMeter:
 
     def __init__(
         self,
-        forward: Union[Stages, Callable[[torch.Tensor], torch.Tensor]],
-        lm: torch.nn.Module,
-        clusters: Sequence[Cluster],
-        batches: Iterable[Batch],
+        judged: Judged,
+        weights: ClusterWeights,
         *,
         printed_form: bool = False,
         cache_n_bytes: int = CACHE_N_BYTES,
     ):
-        device = next(lm.parameters()).device
-        self._batches = [tuple(t.to(device) for t in batch) for batch in batches]
-        self._stages = forward if isinstance(forward, Stages) else whole_lm(forward, clusters)
-        self._lm = lm
-        self._clusters = {cluster.name: cluster for cluster in clusters}
+        self.judged, self.weights = judged, weights
+        self._batches, self._stages = judged.batches, judged.stages
         self.printed_form = printed_form
-        self.n_tokens = sum(int(mask.sum()) for _, _, mask in self._batches)
-        if not self.n_tokens:
+        self.n_rows = judged.n_rows
+        if not self.n_rows:
             raise InputError("no token to measure on", todo="give a text with sentences")
-        self._inputs = [inputs for inputs, _, _ in self._batches]
+        if printed_form and any(batch.targets is None for batch in self._batches):
+            raise InputError("the printed form needs targets", found="batches without them")
+        self._inputs = [batch.inputs for batch in self._batches]
         self._kept = (0, self._inputs)
         self.fp_nll_nats = self._fp_pass(cache_n_bytes)
 
     @torch.no_grad()
     def _fp_pass(self, cache_n_bytes: int) -> float:
-        """Fills the cache; mean nll of the fp LM in nats per token."""
+        """Fills the cache; mean nll of the fp model in nats per row, nan without targets."""
         self._cache: List[torch.Tensor] = []
         nll, fits = 0.0, True
-        with _evaluating(self._lm):
-            for inputs, targets, mask in self._batches:
-                hidden = self._stages.run(inputs, inputs)[mask]
+        with _evaluating(self.judged.module):
+            for batch in self._batches:
+                hidden = batch.rows(self._stages.run(batch.inputs, batch.inputs))
                 self._keeps = self._total_n_bytes(hidden) <= cache_n_bytes
                 log_p = self._log_probs(hidden)
-                nll -= float(_observed(log_p, targets[mask]).double().sum())
-                if self.printed_form:
-                    log_p = _observed(log_p, targets[mask]).clone()
+                targets = batch.row_targets
+                if not bool(torch.isfinite(log_p.amax(-1)).all()):
+                    raise InputError(
+                        "the model's log-probabilities are not finite", todo="check the checkpoint"
+                    )
+                if targets is None:
+                    nll = math.nan
+                else:
+                    observed = _observed(log_p, targets)
+                    nll -= float(observed.double().sum())
+                    log_p = observed.clone() if self.printed_form else log_p
                 fits = fits and self._total_n_bytes(log_p) <= cache_n_bytes
                 if fits:
                     self._cache.append(log_p)
         if not fits:
             self._cache = []
-        if not math.isfinite(nll):
+        if math.isinf(nll):
             raise InputError(
-                "the LM's log-probabilities are not finite", todo="check the checkpoint"
+                "the model's log-probabilities are not finite", todo="check the checkpoint"
             )
-        return nll / self.n_tokens
+        return nll / self.n_rows
 
     def _total_n_bytes(self, rows: torch.Tensor) -> int:
-        return rows.element_size() * self.n_tokens * (rows.numel() // len(rows))
+        return rows.element_size() * self.n_rows * (rows.numel() // len(rows))
 
     def _log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(tokens, V) float32 of what enters the output stage."""
+        """(N, V) float32 of what enters the output stage."""
         return torch.log_softmax(self._stages.output(hidden).float(), dim=-1)
 
     def _entering(self, stage: int) -> List[torch.Tensor]:
@@ -110,37 +114,41 @@ class KlMeter:
 
     @torch.no_grad()
     def measure(self, mats: Mats) -> Tuple[float, float]:
-        """(harm, standard error) in nats/token with the weights of some clusters replaced.
+        """(harm, standard error) in nats per row with the weights of some clusters replaced.
 
         The standard error takes sentences as independent, tokens of one sentence not (ratio
         estimator; Cochran, Sampling Techniques, eq. 6.13); nan for a single sentence.
         """
-        fp = {name: [m.clone() for m in self._mats(name)] for name in mats}
+        fp = {name: [m.clone() for m in self.weights.mats(name)] for name in mats}
         start = min(self._stages.first[name] for name in mats) if self._keeps and mats else 0
         sums, counts = [], []
-        with _evaluating(self._lm):
+        with _evaluating(self.judged.module):
             entering = self._entering(start)
             try:
                 self._set(mats)
-                for k, (inputs, targets, mask) in enumerate(self._batches):
+                for k, batch in enumerate(self._batches):
+                    inputs = batch.inputs
                     if self._cache:
                         log_p = self._cache[k]
                     else:
                         self._set(fp)
-                        log_p = self._log_probs(self._stages.run(inputs, inputs)[mask])
+                        log_p = self._log_probs(batch.rows(self._stages.run(inputs, inputs)))
                         self._set(mats)
-                    hidden = self._stages.run(entering[k], inputs, start)[mask]
-                    per_token = self._divergence(log_p, hidden, targets[mask]).double()
-                    rows = mask.nonzero()[:, 0]
-                    total = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
-                    sums += total.index_add_(0, rows, per_token).tolist()
-                    counts += mask.sum(1).tolist()
+                    hidden = batch.rows(self._stages.run(entering[k], inputs, start))
+                    per_row = self._divergence(log_p, hidden, batch.row_targets).double()
+                    n_sentences, sentence = len(batch.mask), batch.sentence
+                    total = per_row.new_zeros(n_sentences).index_add_(0, sentence, per_row)
+                    sums += total.tolist()
+                    counts += torch.bincount(sentence, minlength=n_sentences).tolist()
             finally:
                 self._set(fp)
         return ratio_of_sums(sums, counts)
 
-    def _divergence(self, log_p, hidden, targets) -> torch.Tensor:
-        """Harm of every token (N,): fp log-probabilities against the LM's as it is now."""
+    def _divergence(
+        self, log_p: torch.Tensor, hidden: torch.Tensor, targets: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        """Harm of every row (N,): fp log-probabilities (N, V), or (N,) in the printed form, against
+        the model's as it is now, from what enters its output stage (N, H)."""
         pieces = []
         for start in range(0, len(hidden), OUTPUT_ROWS):
             rows = slice(start, start + OUTPUT_ROWS)
@@ -152,20 +160,17 @@ class KlMeter:
             pieces.append(fp - _observed(log_q, targets[rows]))
         return torch.cat(pieces)
 
-    def _mats(self, name: str) -> List[torch.Tensor]:
-        return get_mats(self._lm, self._clusters[name])
-
     def _set(self, mats: Mats) -> None:
         for name, values in mats.items():
-            set_mats(self._lm, self._clusters[name], values)
+            self.weights.set(name, values)
 
-    def entry(self, name: str, spec, scale_dtype: str = "float16") -> Entry:
+    def entry(self, name: str, spec: ClusterSpec, scale_dtype: str = "float16") -> Entry:
         """The sensitivity of one cluster quantized as ``spec`` says, all else fp."""
-        weights = [m.float().cpu() for m in self._mats(name)]
-        dtype = getattr(torch, scale_dtype)
-        values = project_cluster(weights, spec, method="mse", scale_dtype=dtype).values
+        mats = [m.float().cpu() for m in self.weights.mats(name)]
+        dtype = SCALE_DTYPES[scale_dtype]
+        values = project_cluster(mats, spec, method="mse", scale_dtype=dtype).values
         harm, stderr = self.measure({name: values})
-        return Entry(harm, stderr, relative_mse(weights, values))
+        return Entry(harm, stderr, relative_error(mats, values))
 
 
 def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -187,11 +192,6 @@ def _kl_piece(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return torch.expm1(d).sub_(d).mul_(log_p.exp()).sum(-1)
 
 
-def relative_mse(weights: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> float:
-    """||w - q||^2 / ||w||^2 over all matrices; 0 for all-zero weights."""
-    error = sum(float((w.double() - q.double()).square().sum()) for w, q in zip(weights, values))
-    norm = sum(float(w.double().square().sum()) for w in weights)
-    return error / norm if norm else 0.0
 
 
 def _observed(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -199,10 +199,10 @@ def _observed(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(lm: torch.nn.Module):
-    was_training = lm.training
-    lm.eval()
+def _evaluating(module: torch.nn.Module):
+    was_training = module.training
+    module.eval()
     try:
         yield
     finally:
-        lm.train(was_training)
+        module.train(was_training)

@@ -1,4 +1,4 @@
-"""ADMM training of a low-bit LM: the papers' three steps as a controller on an optimizer."""
+"""ADMM training at low bits: the papers' three steps as a controller on an optimizer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Callable, Dict, Optional
 
 import torch
 
-from espnet_mpq.clusters import find_clusters, get_mats, set_mats, unique_parameters
+from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.attach import attach
 from espnet_mpq.training.finishing import Finishing
 from espnet_mpq.training.on_grid import (
     Mats,
-    Table,
+    OnGrid,
     coded_names,
     project,
+    project_weights,
     relative_distance,
     share,
     stored_mats,
@@ -29,24 +30,24 @@ STATE_VERSION = 1
 
 
 class AdmmController:
-    """Minimise F(Θ) subject to Θ = f(Θ) = αV for the coded clusters of an LM.
+    """Minimise F(Θ) subject to Θ = f(Θ) = αV for the coded clusters of a module.
 
     Augmented Lagrangian: F(Θ) + γ/2 ||Θ - αV + λ||² - γ/2 ||λ||², λ the scaled dual.
       step 1  Θ: a step of the caller's optimizer on ∇F(Θ) + γ(Θ - αV + λ); optionally the
               gradient is taken at the extragradient probe Θ - η1 ∇L(Θ)
       step 2  α, V: projection of Θ + λ
       step 3  λ <- λ + Θ - αV
-    Step 1 happens in every optimizer.step(); steps 2 and 3 every ``dual_period_updates``
+    Step 1 happens in every optimizer.step(); steps 2 and 3 every ``dual_period``
     updates or once per epoch. 16-bit clusters train as floats and are rounded when stored.
 
     The caller brackets every epoch by start_epoch() and end_epoch(). Between epochs the
-    LM holds the projected weights; the float Θ, λ, α, V and all counters are in
+    module holds the projected weights; the float Θ, λ, α, V and all counters are in
     ``optimizer.state_dict()["mpq_admm"]`` and nowhere else, and come back through
     ``optimizer.load_state_dict``.
 
     Args:
-        lm: the language model (parameters named as clusters.find_clusters expects).
-        plan: bits, grid and tying of its clusters.
+        weights: of the module that trains, with all of its clusters.
+        plan: bits, grid and tying of these clusters.
         optimizer: any torch optimizer over its parameters; its methods ``step``,
             ``state_dict``, ``load_state_dict`` are wrapped on the instance (hooks of torch 2
             are not in torch 1.13).
@@ -58,28 +59,27 @@ class AdmmController:
             mini-batches of the update under way (the controller clears old gradients first).
 
     Raises:
-        PlanError: the plan does not fit the LM.
+        PlanError: the plan does not fit the clusters.
 
     Source: Xu et al. 2021 (arXiv 2112.11438) section IV, Algorithm 1, with Θ + λ projected.
     """
 
-    def __init__(self, lm: torch.nn.Module, plan: Plan, optimizer, options: AdmmOptions):
-        clusters = find_clusters(lm)
-        plan.check(clusters)
-        self.lm, self.plan, self.options, self.optimizer = lm, plan, options, optimizer
-        self.clusters = {cluster.name: cluster for cluster in clusters}
+    def __init__(self, weights: ClusterWeights, plan: Plan, optimizer, options: AdmmOptions):
+        plan.check(weights.clusters.values())
+        self.weights, self.plan, self.options, self.optimizer = weights, plan, options, optimizer
         self.coded = coded_names(plan)
         self.stored = [name for name, spec in plan.clusters.items() if spec.bits < 32]
+        self.wants_gradient = options.extragradient
         self.gradient_at: Optional[Callable[[], None]] = None
 
-        self.table: Optional[Table] = None  # α, V
+        self.table: Optional[OnGrid] = None  # α, V
         self.dual: Mats = {}  # λ
         self.goal: Mats = {}  # αV - λ, what the penalty pulls Θ to
         self.gamma = options.gamma
         self.n_updates = 0
         self.residuals = {"primal": 1.0, "dual": 0.0}  # relative; 1 until the first epoch ends
         self.finishing: Optional[Finishing] = None
-        self._float_weights: Optional[Mats] = None  # Θ while the LM holds projected weights
+        self._float_weights: Optional[Mats] = None  # Θ while the module holds projected weights
         attach(
             optimizer,
             STATE_KEY,
@@ -109,7 +109,7 @@ class AdmmController:
             # Whatever the optimizer did to the coded weights, W = αV with the tuned α.
             self._write(stored_coded(self.finishing.current()))
             return
-        period = self.options.dual_period_updates
+        period = self.options.dual_period
         if period and self.n_updates % period == 0:
             self._update_table_and_dual()
 
@@ -120,8 +120,8 @@ class AdmmController:
         for name in self.coded:
             if name not in gradients:
                 continue
-            weights = get_mats(self.lm, self.clusters[name])
-            for gradient, weight, goal in zip(gradients[name], weights, self.goal[name]):
+            mats = self.weights.mats(name)
+            for gradient, weight, goal in zip(gradients[name], mats, self.goal[name]):
                 gradient.add_((weight - goal).to(gradient.dtype), alpha=self.gamma)
 
     def _extragradient(self) -> None:
@@ -223,7 +223,7 @@ class AdmmController:
     def end_epoch(self) -> None:
         """Close the epoch: steps 2 and 3 if they are due, γ, residuals, projected weights."""
         if self.finishing is None:
-            if self.options.dual_period_updates == 0:
+            if self.options.dual_period == 0:
                 self._update_table_and_dual()
             self.residuals["primal"] = relative_distance(
                 self._coded_weights(), stored_coded(self.table)
@@ -236,7 +236,7 @@ class AdmmController:
         """Keep Θ aside and write the weights that a packed file would hold into the LM."""
         if self._float_weights is not None:
             return
-        weights = {n: get_mats(self.lm, self.clusters[n]) for n in self.stored}
+        weights = {n: self.weights.mats(n) for n in self.stored}
         kept = {n: [mat.clone() for mat in mats] for n, mats in weights.items()}
         self._write(stored_mats(kept, self._saved_table(kept)))
         self._float_weights = kept
@@ -248,7 +248,7 @@ class AdmmController:
             self._write(self._float_weights)
             self._float_weights = None
 
-    def _saved_table(self, weights: Mats) -> Table:
+    def _saved_table(self, weights: Mats) -> OnGrid:
         if self.finishing is not None:
             return self.finishing.current()
         converged = self.residuals["primal"] < TABLE_PRIMAL
@@ -256,7 +256,7 @@ class AdmmController:
             return self.table
         return project(weights, self.plan, method="mse")
 
-    def _open(self, table: Table) -> None:
+    def _open(self, table: OnGrid) -> None:
         """Start the three steps from a table, with the dual at zero."""
         values = stored_coded(table)
         self.table = table
@@ -271,26 +271,29 @@ class AdmmController:
         self.residuals = {"primal": 0.0, "dual": 0.0}
         self._write(stored_coded(self.finishing.current()))
 
-    # ---- the LM's matrices ---------------------------------------------------------------
+    # ---- the module's matrices ---------------------------------------------------------------
 
     def _coded_weights(self) -> Mats:
-        return {n: [m.float() for m in get_mats(self.lm, self.clusters[n])] for n in self.coded}
+        return {n: [m.float() for m in self.weights.mats(n)] for n in self.coded}
 
     def _mats_of_gradients(self) -> Mats:
         """Views into the gradients, shaped as get_mats; clusters with frozen parts are left out."""
-        parameters = unique_parameters(self.lm)
-        gradients = {}
-        for name, cluster in self.clusters.items():
-            parts = [(parameters[p.parameter].grad, p) for p in cluster.parts]
-            if all(gradient is not None for gradient, _ in parts):
-                gradients[name] = [gradient[p.start : p.stop] for gradient, p in parts]
-        return gradients
+        found = {name: self.weights.grads(name) for name in self.weights.clusters}
+        return {name: gradients for name, gradients in found.items() if gradients is not None}
 
     def _write(self, mats: Mats) -> None:
         for name, values in mats.items():
-            set_mats(self.lm, self.clusters[name], values)
+            self.weights.set(name, values)
 
     # ---- reports and checkpoints -----------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Whether epochs went by, now or before a resume, without a single update."""
+        return self.table is not None and not self.n_updates
+
+    def project(self, module: torch.nn.Module) -> None:
+        """Put a copy of the module, an average of checkpoints, on the grid of the plan."""
+        project_weights(ClusterWeights(module, self.weights.clusters.values()), self.plan)
 
     def stats(self, loss_nats: float) -> Dict[str, float]:
         """What an epoch reports: relative residuals and γ."""
@@ -331,14 +334,14 @@ class AdmmController:
                     expected=mine,
                     todo="train into a new folder (--output_dir) or delete checkpoint.pth",
                 )
-        device = next(self.lm.parameters()).device
+        device = self.weights.device
 
         def here(mats: Mats) -> Mats:
             # Copies: the dual is updated in place and must not change the caller's state.
             return {n: [m.to(device, copy=True) for m in parts] for n, parts in mats.items()}
 
-        def table(value: Dict) -> Table:
-            return Table(self.plan, here(value["scales"]), here(value["codes"]))
+        def table(value: Dict) -> OnGrid:
+            return OnGrid(self.plan, here(value["scales"]), here(value["codes"]))
 
         self._float_weights = state["float_weights"] and here(state["float_weights"])
         self.table = state["table"] and table(state["table"])
@@ -353,6 +356,6 @@ class AdmmController:
             self._set_goal(stored_coded(self.table))
 
 
-def stored_coded(table: Table) -> Mats:
+def stored_coded(table: OnGrid) -> Mats:
     """αV of every coded cluster."""
     return {name: table.values(name) for name in table.codes}

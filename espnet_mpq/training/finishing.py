@@ -6,8 +6,8 @@ from typing import Dict, List
 
 import torch
 
-from espnet_mpq.quant.scale import spread
-from espnet_mpq.training.on_grid import Mats, Table, level_of
+from espnet_mpq.quant.scale import SCALE_DTYPES
+from espnet_mpq.training.on_grid import Mats, OnGrid
 
 
 class Finishing:
@@ -23,7 +23,7 @@ class Finishing:
     Source: own; the idea is that of learned step sizes (LSQ, arXiv 1902.08153) with fixed codes.
     """
 
-    def __init__(self, table: Table, lr: float):
+    def __init__(self, table: OnGrid, lr: float):
         self.table = table
         self.gains: Dict[str, torch.Tensor] = {}
         for name, scales in table.scales.items():
@@ -35,12 +35,12 @@ class Finishing:
 
     def _key(self, name: str, part: int) -> str:
         spec = self.table.plan.clusters[name]
-        if spec.tying == "model":
+        if spec.shared_key:
             return f"model/{spec.bits}-{spec.grid}"
         return name if spec.tying == "cluster" else f"{name}/{part}"
 
     def _scales(self, name: str) -> List[torch.Tensor]:
-        dtype = getattr(torch, self.table.plan.scale_dtype)
+        dtype = SCALE_DTYPES[self.table.plan.scale_dtype]
         scales = []
         for part, start in enumerate(self.table.scales[name]):
             exact = start * self.gains[self._key(name, part)].exp()
@@ -49,22 +49,18 @@ class Finishing:
         return scales
 
     @torch.no_grad()
-    def current(self) -> Table:
+    def current(self) -> OnGrid:
         """α exp(gain), rounded, and V."""
         scales = {name: [s.detach() for s in self._scales(name)] for name in self.table.scales}
-        return Table(self.table.plan, scales, self.table.codes)
+        return OnGrid(self.table.plan, scales, self.table.codes)
 
     def step(self, gradients: Mats) -> None:
         """One Adam step on the gains from dL/dW, given per cluster and part as (rows, cols)."""
         outputs, upstream = [], []
-        plan = self.table.plan
         with torch.enable_grad():
             for name, mats in gradients.items():
-                spec = plan.clusters[name]
-                for scale, code, gradient in zip(self._scales(name), self.table.codes[name], mats):
-                    scales = spread(scale, code.shape[1], spec.group_size)
-                    outputs.append(scales * level_of(code, spec))
-                    upstream.append(gradient.float())
+                outputs += self.table.values(name, self._scales(name))
+                upstream += [gradient.float() for gradient in mats]
             if not outputs:
                 return
             gains = list(self.gains.values())
@@ -79,7 +75,7 @@ class Finishing:
         return {"start": self.table.to_dict(), "gains": gains, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """``state["start"]`` belongs into the Table this object is made from."""
+        """``state["start"]`` belongs into the OnGrid this object is made from."""
         with torch.no_grad():
             for key, gain in self.gains.items():
                 gain.copy_(state["gains"][key])

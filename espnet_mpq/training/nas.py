@@ -41,8 +41,9 @@ class NasController:
         self.options = self.mixture.options
         logits = self.mixture.logits
         self.adam = torch.optim.Adam([logits], lr=self.options.lr, betas=ADAM_BETAS)
+        self.wants_gradient, self.gradient_at = False, None
         self.n_updates = 0
-        self.settling = False
+        self.settling = self._started = False
         attach(
             optimizer,
             STATE_KEY,
@@ -56,6 +57,7 @@ class NasController:
     def start_epoch(self, n_epochs_left: int) -> None:
         """Set T; ``n_epochs_left`` of the run, the one that starts included."""
         options = self.options
+        self._started = True
         done = 1.0 - (n_epochs_left - 1) / max(self.max_epoch - 1, 1)
         ratio = options.final_temperature / options.temperature
         self.mixture.temperature = options.temperature * ratio ** min(max(done, 0.0), 1.0)
@@ -89,6 +91,13 @@ class NasController:
         trains_weights = self.options.phase != "architecture"
         if trains_weights and self.n_updates % self.options.refresh_updates == 0:
             self.candidates.refresh()
+
+    def is_idle(self) -> bool:
+        """Whether epochs went by without a single update."""
+        return self._started and not self.n_updates
+
+    def project(self, module: torch.nn.Module) -> None:
+        """Leaves a copy of the super-network as it is: its weights are no grid's."""
 
     @torch.no_grad()
     def stats(self, loss_nats: float) -> Dict[str, float]:

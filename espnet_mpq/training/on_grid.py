@@ -1,4 +1,4 @@
-"""The table f(Θ) = αV of the papers: scales and codes of every quantized cluster of an LM."""
+"""The weights on the grid, f(Θ) = αV of the papers: scales and codes of every coded cluster."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ from typing import Dict, List, Mapping, Optional
 
 import torch
 
-from espnet_mpq.clusters import find_clusters, get_mats, set_mats
-from espnet_mpq.plan import ClusterSpec, Plan
-from espnet_mpq.quant.fake_quant import project_cluster, project_model_tied
+from espnet_mpq.clusters import ClusterWeights
+from espnet_mpq.plan import Plan
+from espnet_mpq.quant.fake_quant import project_clusters
 from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.quant.scale import spread
+from espnet_mpq.quant.scale import SCALE_DTYPES, spread
 
 Mats = Dict[str, List[torch.Tensor]]  # cluster name -> one (rows, cols) matrix per part
 
 
-def is_coded(spec: ClusterSpec) -> bool:
-    """True for clusters with codes (1, 2, 4, 8 bits); False for float16 and float32 ones."""
-    return spec.bits < 16
-
-
 def coded_names(plan: Plan) -> List[str]:
     """Names of the clusters with codes, in the plan's order."""
-    return [name for name, spec in plan.clusters.items() if is_coded(spec)]
+    return [name for name, spec in plan.clusters.items() if spec.is_coded]
 
 
 @dataclass
-class Table:
+class OnGrid:
     """α and V of all coded clusters.
 
     Attributes:
@@ -44,9 +39,10 @@ class Table:
     def values(self, name: str, scales: Optional[List[torch.Tensor]] = None) -> List[torch.Tensor]:
         """αV of one cluster, float32 (rows, cols) per part; other ``scales`` may be given."""
         spec = self.plan.clusters[name]
+        grid = make_grid(spec.grid, spec.bits)
         scales = self.scales[name] if scales is None else scales
         return [
-            spread(scale, code.shape[1], spec.group_size) * level_of(code, spec)
+            spread(scale, code.shape[1], spec.group_size) * grid.values(code)
             for scale, code in zip(scales, self.codes[name])
         ]
 
@@ -54,19 +50,13 @@ class Table:
         return {"scales": self.scales, "codes": self.codes}
 
 
-def level_of(code: torch.Tensor, spec: ClusterSpec) -> torch.Tensor:
-    """Float32 grid level of every code, same shape."""
-    levels = make_grid(spec.grid, spec.bits).levels_tensor(code.device, torch.float32)
-    return levels[code.long()]
-
-
 def project(
     mats: Mats,
     plan: Plan,
     method: str = "mse",
-    start: Optional[Table] = None,
+    start: Optional[OnGrid] = None,
     rounds: int = 20,
-) -> Table:
+) -> OnGrid:
     """Step 2 of ADMM: the nearest (α, V) to the given weights.
 
     Args:
@@ -78,43 +68,20 @@ def project(
     Source: Xu et al. 2021 (arXiv 2112.11438), eq. of the table update; here Θ + λ is
     projected, which is what the printed objective asks for.
     """
-    dtype = getattr(torch, plan.scale_dtype)
-    scales, codes = {}, {}
-    shared: Dict[tuple, List[str]] = {}
-    for name in coded_names(plan):
-        spec = plan.clusters[name]
-        if spec.tying == "model":
-            shared.setdefault((spec.bits, spec.grid), []).append(name)
-            continue
-        done = project_cluster(
-            mats[name],
-            spec,
-            method=method,
-            init=start.scales[name] if start is not None else None,
-            rounds=rounds,
-            scale_dtype=dtype,
-        )
-        scales[name], codes[name] = list(done.scales), list(done.codes)
-    for names in shared.values():
-        together = [mat for name in names for mat in mats[name]]
-        done = project_model_tied(
-            together,
-            plan.clusters[names[0]],
-            method=method,
-            init=start.scales[names[0]] if start is not None else None,
-            rounds=rounds,
-            scale_dtype=dtype,
-        )
-        first = 0
-        for name in names:
-            last = first + len(mats[name])
-            scales[name] = [done.scales[0]] * len(mats[name])
-            codes[name] = list(done.codes[first:last])
-            first = last
-    return Table(plan, scales, codes)
+    names = coded_names(plan)
+    done = project_clusters(
+        {name: mats[name] for name in names},
+        plan.clusters,
+        method=method,
+        init=None if start is None else start.scales,
+        rounds=rounds,
+        scale_dtype=SCALE_DTYPES[plan.scale_dtype],
+    )
+    scales = {name: list(done[name].scales) for name in names}
+    return OnGrid(plan, scales, {name: list(done[name].codes) for name in names})
 
 
-def share(table: Table) -> Table:
+def share(table: OnGrid) -> OnGrid:
     """The table of the first process, in all processes of a distributed run.
 
     All processes project equal weights, but sums on a GPU may come in any order, and a table
@@ -125,7 +92,7 @@ def share(table: Table) -> Table:
         return table
     if distributed.get_world_size() == 1 or not table.codes:
         return table
-    return Table(table.plan, _from_first_process(table.scales), _from_first_process(table.codes))
+    return OnGrid(table.plan, _from_first_process(table.scales), _from_first_process(table.codes))
 
 
 def _from_first_process(mats: Mats) -> Mats:
@@ -136,11 +103,11 @@ def _from_first_process(mats: Mats) -> Mats:
     return {name: [next(pieces).view(m.shape) for m in parts] for name, parts in mats.items()}
 
 
-def stored_mats(mats: Mats, table: Table) -> Mats:
+def stored_mats(mats: Mats, table: OnGrid) -> Mats:
     """The weights a packed file would hold: αV, float16 clusters rounded, float32 ones as is."""
     stored = {}
     for name, spec in table.plan.clusters.items():
-        if is_coded(spec):
+        if spec.is_coded:
             stored[name] = table.values(name)
         elif spec.bits == 16:
             stored[name] = [mat.half().to(mat.dtype) for mat in mats[name]]
@@ -158,11 +125,10 @@ def relative_distance(a: Mapping, b: Mapping) -> float:
 
 
 @torch.no_grad()
-def project_lm(lm: torch.nn.Module, plan: Plan) -> Table:
-    """Replace the weights of an LM by what a packed file of it would hold; returns the table."""
-    clusters = {cluster.name: cluster for cluster in find_clusters(lm)}
-    mats = {n: get_mats(lm, clusters[n]) for n, spec in plan.clusters.items() if spec.bits < 32}
+def project_weights(weights: ClusterWeights, plan: Plan) -> OnGrid:
+    """Replace the weights of a module by what a packed file of it would hold; returns αV."""
+    mats = {n: weights.mats(n) for n, spec in plan.clusters.items() if spec.bits < 32}
     table = project(mats, plan)
     for name, values in stored_mats(mats, table).items():
-        set_mats(lm, clusters[name], values)
+        weights.set(name, values)
     return table

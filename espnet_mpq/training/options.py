@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from espnet_mpq.errors import InputError
 
@@ -11,6 +11,10 @@ GAMMA_SCHEDULES = ("constant", "growing")
 PROJECTIONS = ("mse", "als")
 SAVED = ("auto", "weights", "table")
 TABLE_PRIMAL = 0.15  # measured: both as good at 0.155, the table better below, worse above
+
+
+def _option(default, text: str, choices=None, shown: bool = False):
+    return field(default=default, metadata={"help": text, "choices": choices, "shown": shown})
 
 
 @dataclass(frozen=True)
@@ -21,61 +25,75 @@ class AdmmOptions:
     1e-3 from a trained LM. The published setting is gamma 1e-3, schedule "constant", period 0,
     20 rounds, extragradient, no finishing phase.
 
-    Attributes:
-        gamma: penalty of the augmented Lagrangian, relative to a per-token mean loss in nats
-            (the papers use 1e-3 throughout).
-        gamma_schedule: "constant" (as published) or "growing" (times gamma_growth after every
-            epoch, never above gamma_max; the scaled dual is divided by the same factor).
-        gamma_growth: factor of one epoch, at least 1.
-        gamma_max: ceiling of a growing gamma.
-        dual_period_updates: optimizer updates between two dual updates; 0 = once per epoch. The
-            weights must have time to follow: about (grid step) / (learning rate) updates.
-        projection: step 2's method: "als" (alternating least squares from the last scales, as
-            published) or "mse" (optimal scale search). The first projection is always "mse".
-        als_rounds: inner rounds of "als" (the papers use at most 20).
-        extragradient: take the weight gradient at a probe point (as published; doubles the cost).
-        eta1: step of the probe.
-        saved: what validation sees and checkpoints hold: "weights" = nearest grid point of the
-            float weights, "table" = step 2's table, the nearest grid point of weights + dual;
-            "auto" = the table once the primal residual is below TABLE_PRIMAL (before that the
-            table is far from anything that was trained), else the weights.
-        finish_epochs: last epochs of the run, which keep the codes and tune scales and float rest
-            (early stopping may end a run before them).
-        finish_lr: Adam step of the log scales in these epochs.
+    The metadata of a field says what it does (``help``, also that of the host's option
+    --mpq_NAME), what it may be (``choices``), and whether ready training files show it (``shown``).
 
     Raises:
         InputError: a value that makes no sense.
     """
 
-    gamma: float = 1e-4
-    gamma_schedule: str = "growing"
-    gamma_growth: float = 4.0
-    gamma_max: float = 1.0
-    dual_period_updates: int = 50
-    projection: str = "als"
-    als_rounds: int = 5
-    extragradient: bool = False
-    eta1: float = 0.02
-    saved: str = "auto"
-    finish_epochs: int = 1
-    finish_lr: float = 1e-3
+    gamma: float = _option(
+        1e-4,
+        "penalty of the augmented Lagrangian, relative to a per-token mean loss in nats (published:"
+        " 1e-3)",
+        shown=True,
+    )
+    gamma_schedule: str = _option(
+        "growing",
+        "constant (as published) or growing: times gamma_growth after every epoch, never above"
+        " gamma_max; the scaled dual is divided by the same factor",
+        choices=GAMMA_SCHEDULES,
+        shown=True,
+    )
+    gamma_growth: float = _option(4.0, "factor of gamma in one epoch, at least 1", shown=True)
+    gamma_max: float = _option(1.0, "ceiling of a growing gamma", shown=True)
+    dual_period: int = _option(
+        50,
+        "optimizer updates between two dual updates, 0 = once per epoch; the weights must have time"
+        " to follow: about (grid step) / (learning rate) updates",
+        shown=True,
+    )
+    projection: str = _option(
+        "als",
+        "step 2: als (alternating least squares from the last scales, as published) or mse (optimal"
+        " scale search); the first projection is always mse",
+        choices=PROJECTIONS,
+    )
+    als_rounds: int = _option(5, "inner rounds of als (the papers use at most 20)")
+    extragradient: bool = _option(
+        False,
+        "take the weight gradient at a probe point (as published; twice the time)",
+        shown=True,
+    )
+    eta1: float = _option(0.02, "step of the extragradient probe")
+    saved: str = _option(
+        "auto",
+        "what validation sees and checkpoints hold: weights (nearest grid point of the float"
+        " weights), table (of weights + dual), auto (the table once the primal residual is below"
+        f" {TABLE_PRIMAL}: before that it is far from anything that was trained)",
+        choices=SAVED,
+    )
+    finish_epochs: int = _option(
+        1,
+        "last epochs of the run, which keep the codes and tune scales and float rest (early"
+        " stopping may end a run before them)",
+        shown=True,
+    )
+    finish_lr: float = _option(1e-3, "Adam step of the log scales in these epochs")
 
     def __post_init__(self):
-        for name, known in (
-            ("gamma_schedule", GAMMA_SCHEDULES),
-            ("projection", PROJECTIONS),
-            ("saved", SAVED),
-        ):
-            if getattr(self, name) not in known:
+        for option in fields(self):
+            known, value = option.metadata["choices"], getattr(self, option.name)
+            if known and value not in known:
                 raise InputError(
-                    f"ADMM option {name}",
-                    found=repr(getattr(self, name)),
+                    f"ADMM option {option.name}",
+                    found=repr(value),
                     expected="one of " + ", ".join(known),
                 )
         bounds = {
             "gamma": (0.0, False),
             "gamma_growth": (1.0, True),
-            "dual_period_updates": (0, True),
+            "dual_period": (0, True),
             "als_rounds": (1, True),
             "eta1": (0.0, False),
             "finish_epochs": (0, True),

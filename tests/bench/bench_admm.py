@@ -45,12 +45,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from found import find_clusters, get_mats, set_mats, weights_of
 
-from espnet_mpq.clusters import find_clusters, get_mats, set_mats
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.distillation import kl_distillation
-from espnet_mpq.training.on_grid import project, project_lm
+from espnet_mpq.training.on_grid import project, project_weights
 from espnet_mpq.training.options import AdmmOptions
 
 IGNORE, UNK = 0, 1
@@ -151,7 +151,7 @@ def train_admm(fp, train, valid, plan, options, distill, n_epochs, lr):
     """Perplexity of the projected LM after every epoch."""
     lm = copy.deepcopy(fp)
     optimizer = torch.optim.Adam(lm.parameters(), lr=lr)
-    controller = AdmmController(lm, plan, optimizer, options)
+    controller = AdmmController(weights_of(lm), plan, optimizer, options)
     found = []
     for epoch in range(n_epochs):
         torch.manual_seed(epoch)
@@ -202,24 +202,24 @@ def train_straight_through(fp, train, valid, plan, distill, n_epochs, lr):
                     p.copy_(value)
             optimizer.step()
         work = copy.deepcopy(lm)
-        project_lm(work, plan)
+        project_weights(weights_of(work), plan)
         found.append(perplexity(work, valid))
     return found
 
 
 def variants():
     """name -> (AdmmOptions, distillation weight)"""
-    published = dict(gamma=1e-3, gamma_schedule="constant", dual_period_updates=0, projection="mse")
+    published = dict(gamma=1e-3, gamma_schedule="constant", dual_period=0, projection="mse")
     return {
         "ADMM as published": (AdmmOptions(**published, finish_epochs=0), 0.0),
         "  + table saved": (AdmmOptions(**published, finish_epochs=0, saved="table"), 0.0),
         "  + extragradient": (AdmmOptions(**published, finish_epochs=0, extragradient=True), 0.0),
         "  + finishing": (AdmmOptions(**published), 0.0),
         "ADMM growing, once per epoch": (
-            AdmmOptions(dual_period_updates=0, projection="mse", finish_epochs=0),
+            AdmmOptions(dual_period=0, projection="mse", finish_epochs=0),
             0.0,
         ),
-        "ADMM growing, every 20": (AdmmOptions(dual_period_updates=20, finish_epochs=0), 0.0),
+        "ADMM growing, every 20": (AdmmOptions(dual_period=20, finish_epochs=0), 0.0),
         "ADMM growing, every 50": (AdmmOptions(finish_epochs=0), 0.0),
         "  + table saved ": (AdmmOptions(finish_epochs=0, saved="table"), 0.0),
         "  + finishing = default": (AdmmOptions(), 0.0),
@@ -270,7 +270,7 @@ def main(arguments=None) -> dict:
     results = {"fp": [train_float(fp, train, valid, n_float_epochs, 3e-3)]}
     plan = uniform_plan(find_clusters(fp), args.bits)
     quantized = copy.deepcopy(fp)
-    project_lm(quantized, plan)
+    project_weights(weights_of(quantized), plan)
     results["post-training"] = [perplexity(quantized, valid)]
     for name in ("fp", "post-training"):
         print(f"{name:32s} {results[name][0]:.2f}", flush=True)

@@ -24,6 +24,8 @@ import sys
 import time
 from pathlib import Path
 
+from found import weights_of
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from real_lms import RECURRENT, read_sentences, train_host_lm, word_list  # noqa: E402
 
@@ -41,11 +43,11 @@ def perplexity(exp: Path, plan_file, sentences) -> float:
     from espnet_mpq.hosts.espnet.lm.perplexity import measure
     from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
     from espnet_mpq.plan import Plan
-    from espnet_mpq.training.on_grid import project_lm
+    from espnet_mpq.training.on_grid import project_weights
 
     opened = load_fp_lm(exp)
     if plan_file is not None:
-        project_lm(opened.lm, Plan.read(plan_file))
+        project_weights(weights_of(opened.module), Plan.read(plan_file))
     text = tokenize(opened, [(f"test{i}", line) for i, line in enumerate(sentences)])
     return measure(opened, text).to_dict()["ppl"]
 

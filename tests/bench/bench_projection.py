@@ -8,8 +8,9 @@ from typing import Dict, List
 
 import torch
 
+from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.quant.projection import project, relative_error
+from espnet_mpq.quant.projection import project
 
 
 def measure(n_rows: int, n_cols: int, n_rounds: int = 3) -> List[Dict]:

@@ -11,8 +11,8 @@ from bench import onnx_lm, roof
 from bench.lm_systems import lm_steps, n_code_bytes, n_macs
 from bench.timing import alternate, latency_s
 
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.kernels import build, dispatch
-from espnet_mpq.packed.architecture import Architecture
 
 # Below this batch the bytes of the codes may bound a step, and not its multiply-adds alone.
 COMPUTE_BATCH = 10

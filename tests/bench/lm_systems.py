@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.timing import Step  # noqa: E402
 from packed_models import FloatRnn, uniform  # noqa: E402
 
-from espnet_mpq.packed.architecture import Architecture  # noqa: E402
+# Architecture  # noqa: E402
+from espnet_mpq.architecture.base import Architecture  # noqa: E402
 from espnet_mpq.packed.format import PackedModel  # noqa: E402
 from espnet_mpq.packed.tensors import DTYPES, find_part, tensor_specs  # noqa: E402
 from espnet_mpq.plan import ClusterSpec, Plan  # noqa: E402
@@ -32,7 +33,7 @@ def float_weights(arch: Architecture) -> Dict[str, torch.Tensor]:
     bound = arch.nhid**-0.5
     return {
         name: torch.empty(shape).uniform_(-bound, bound)
-        for name, shape in arch.parameter_shapes().items()
+        for name, shape in arch.state_shapes().items()
     }
 
 

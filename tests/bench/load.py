@@ -18,7 +18,8 @@ from bench.lm_systems import float_weights  # noqa: E402
 from bench.timing import alternate  # noqa: E402
 from packed_models import tokens, uniform  # noqa: E402
 
-from espnet_mpq.packed.architecture import Architecture  # noqa: E402
+# Architecture  # noqa: E402
+from espnet_mpq.architecture.base import Architecture  # noqa: E402
 from espnet_mpq.plan import ClusterSpec  # noqa: E402
 
 PACKED_FILE, FP_FILE = "packed.safetensors", "valid.loss.best.pth"

@@ -10,7 +10,7 @@ from bench.lm_systems import packed_runtime, random_of_plan
 from bench.timing import Step, alternate, latency_s
 from packed_models import uniform
 
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.plan import ClusterSpec, Plan
 
 GATE_BITS = {"i": 1, "f": 2, "g": 4, "o": 8}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from bench.timing import Step
 
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.architecture.base import Architecture
 
 FP32, INT8 = "ORT fp32", "ORT int8"
 OPSET, IR_VERSION = 17, 9

@@ -13,7 +13,7 @@ from typing import Dict, Optional
 import torch
 from bench.lm_systems import float_weights, host_lm, packed_in_host, random_packed
 
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.architecture.base import Architecture
 
 # ESPnet's defaults; a wider decoder makes every LM's share smaller.
 DECODER = dict(attention_heads=4, linear_units=2048, num_blocks=6)

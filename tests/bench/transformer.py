@@ -10,7 +10,8 @@ from bench.lm_systems import HOST, INT8, random_packed
 from bench.timing import alternate
 from packed_models import transformer
 
-from espnet_mpq.packed.architecture import TransformerArchitecture
+from espnet_mpq.architecture.transformer_lm import TransformerArchitecture
+from espnet_mpq.hosts.espnet.families import conf_of
 
 N_STEPS = 5  # timed from a prefix length on; one more before them is not
 # Decoding AN4 (egs/an4/mpq1), the prefixes of ten hypotheses held 71, 88 and 113 distinct tokens at
@@ -109,7 +110,7 @@ def packed_lm(arch: TransformerArchitecture, bits: int):
     from espnet_mpq.hosts.espnet.lm.packed_transformer import MpqPackedTransformerLM
 
     packed = random_packed(arch, bits)
-    lm = MpqPackedTransformerLM(arch.vocab_size, packed.plan.to_dict(), **arch.lm_conf())
+    lm = MpqPackedTransformerLM(arch.vocab_size, packed.plan.to_dict(), **conf_of(arch))
     lm.load(packed)
     return lm
 

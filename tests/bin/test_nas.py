@@ -30,9 +30,12 @@ def run(*words) -> int:
 
 def size_of(exp, choice):
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.packed.size import packed_size
     from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage
 
-    return Planner(load_fp_lm(exp.path), None).size(choice).n_bytes
+    architecture = load_fp_lm(exp.path).architecture
+    return packed_size(architecture, Planner(architecture, Storage()).plan(choice)).n_bytes
 
 
 def test_pipelined_search_gives_a_plan_and_is_taken_up(

@@ -6,9 +6,10 @@ import argparse
 
 import pytest
 
-from espnet_mpq.bin.options import Parser, check_group, parse, progress, provenance
+from espnet_mpq.bin.options import Parser, check_group, parse, provenance
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file
+from espnet_mpq.progress import progress
 
 
 def make_parser():

@@ -95,9 +95,9 @@ def test_info_refuses(folder, tmp_path):
 
 
 def test_pack_command(fp_exp, tmp_path, capsys):
-    from espnet_mpq.packed.architecture import Architecture
+    from espnet_mpq.hosts.espnet.families import architecture_of
 
-    arch = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], len(fp_exp.token_list), "seq_rnn")
+    arch = architecture_of("seq_rnn", fp_exp.settings["lm_conf"], len(fp_exp.token_list))
     plan = tmp_path / "plan.json"
     uniform(arch, ClusterSpec(2)).write(plan)
     run(pack, "--lm_exp", fp_exp.path, "--plan", plan, "--output_dir", tmp_path / "o")

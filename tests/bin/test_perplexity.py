@@ -105,7 +105,7 @@ def test_batch_size_is_checked_first(tmp_path, batch_size):
 def test_weights_that_are_not_finite_give_no_perplexity(host, fp_exp, text_file):
     exp = load_lm(fp_exp.path)
     with torch.no_grad():
-        exp.lm.decoder.bias[3] = float("nan")
+        exp.module.decoder.bias[3] = float("nan")
     text = tokenize(exp, read_text(text_file, "plain"))
     with pytest.raises(InputError, match="not finite.*check the checkpoint"):
         measure(exp, text)

@@ -12,6 +12,7 @@ import yaml
 from espnet_mpq.bin.mpq import main
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file, token_list_sha256
+from espnet_mpq.packed.size import fixed_n_bytes, packed_size
 from espnet_mpq.plan import Plan
 
 
@@ -42,16 +43,19 @@ def planned(fp_exp, table, tmp_path_factory):
 def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage
     from espnet_mpq.sensitivity.table import SensitivityTable
 
-    planner = Planner(load_fp_lm(fp_exp.path), SensitivityTable.read(table))
+    architecture = load_fp_lm(fp_exp.path).architecture
+    planner = Planner(architecture, Storage(), SensitivityTable.read(table))
     plan = Plan.read(planned / "plan.json")
-    budget = int(BUDGET * planner.n_weights / 8)
+    size = packed_size(architecture, plan)
+    budget = int(BUDGET * size.n_weights / 8)
     choice = {name: spec.bits for name, spec in plan.clusters.items()}
-    assert planner.size(choice).n_bytes <= budget
-    n_bytes, harm = planner.cluster_n_bytes(), planner.table.harm()
-    free = budget - planner.fixed_n_bytes(choice)
-    best = planner.predicted(choice)
+    assert size.n_bytes <= budget
+    n_bytes, harm = planner.n_bytes, planner.harm
+    free = budget - fixed_n_bytes(architecture, plan)
+    best = planner.predicted(plan)
     names = list(choice)
     # Every plan that differs in up to three clusters and fits is no better.
     for three in itertools.combinations(names, 3):
@@ -77,28 +81,31 @@ def test_allocation_is_the_brute_force_optimum_over_true_file_sizes(make_lm_exp,
     """16 bits shorten the header by a tensor per cluster, which a few clusters feel."""
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage
     from espnet_mpq.sensitivity.table import Entry, SensitivityTable
 
     conf = {"unit": 4, "nlayers": 1, "rnn_type": "gru", "tie_weights": True}
     exp = load_fp_lm(make_lm_exp(tmp_path / "lm", lm_conf=conf, n_steps=1).path)
-    planner = Planner(exp, None, tying=tying)
-    names, all_bits = [c.name for c in planner.clusters], (1, 2, 4, 8, 16)
+    names, all_bits = list(exp.weights.clusters), (1, 2, 4, 8, 16)
     draw = random.Random(3)
-    planner.table = SensitivityTable({}, "kl")
+    table = SensitivityTable({}, "kl")
     for name in names:
         for bits in all_bits:  # neither convex nor quite falling
-            planner.table.add(name, bits, Entry(draw.random() / bits, 0.0, 0.0))
+            table.add(name, bits, Entry(draw.random() / bits, 0.0, 0.0))
+    planner = Planner(exp.architecture, Storage(tying=tying), table)
     sizes, harms = {}, {}
     n_bytes, fixed = planner.least_n_bytes()
     for bits in itertools.product(all_bits, repeat=len(names)):
         choice = dict(zip(names, bits))
-        sizes[bits], harms[bits] = planner.size(choice).n_bytes, planner.predicted(choice)
+        plan = planner.plan(choice)
+        sizes[bits] = packed_size(exp.architecture, plan).n_bytes
+        harms[bits] = planner.predicted(plan)
         assert fixed + sum(n_bytes[n][b] for n, b in choice.items()) <= sizes[bits]
     for budget in range(min(sizes.values()), max(sizes.values()) + 16, 13):
-        point = planner.allocate(budget)
+        plan = planner.allocate(budget)
         best = min(harm for bits, harm in harms.items() if sizes[bits] <= budget)
-        assert point.n_bytes == planner.size(point.choice).n_bytes <= budget
-        assert point.harm == pytest.approx(best, abs=1e-12)
+        assert packed_size(exp.architecture, plan).n_bytes <= budget
+        assert planner.predicted(plan) == pytest.approx(best, abs=1e-12)
     with pytest.raises(InputError, match=f"at least {min(sizes.values())} bytes"):
         planner.allocate(min(sizes.values()) - 1)
 

@@ -10,15 +10,17 @@ import torch
 from real_lms import RECURRENT, read_sentences, train_host_lm, word_list
 
 from espnet_mpq.bin.mpq import main
+from espnet_mpq.packed.size import packed_size
 
 BITS = (1, 2, 4, 8)
 
 
 @pytest.fixture(scope="module")
 def planner(host, data_root, tmp_path_factory):
-    """Planner of a plain recurrent LM of 2 x 48, trained by the host on 30,000 PTB words."""
+    """(experiment, Planner) of a plain 2 x 48 RNN LM, trained by the host on 30,000 PTB words."""
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.planning.planner import Planner
+    from espnet_mpq.planning.storage import Storage
     from espnet_mpq.sensitivity.table import SensitivityTable
 
     torch.set_num_threads(1)  # a forked child must not meet the parent's thread pool
@@ -32,21 +34,25 @@ def planner(host, data_root, tmp_path_factory):
     words = ["sensitivity", "--lm_exp", exp, "--text", folder / "train.txt", "--text_format"]
     words += ["plain", "--max_tokens", 2500, "--output", folder / "s.json"]
     assert main([str(w) for w in words]) == 0
-    return Planner(load_fp_lm(exp), SensitivityTable.read(folder / "s.json"))
+    exp = load_fp_lm(exp)
+    table = SensitivityTable.read(folder / "s.json")
+    return exp, Planner(exp.architecture, Storage(), table)
 
 
 @pytest.fixture(scope="module")
 def plans(planner, data_root):
     """Bits of every plan -> (bytes of its file, nll of 2,500 unseen words in nats/token)."""
-    from espnet_mpq.clusters import get_mats, set_mats
+    from found import get_mats, set_mats
+
     from espnet_mpq.hosts.espnet.lm.perplexity import measure
     from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
     from espnet_mpq.plan import ClusterSpec
     from espnet_mpq.quant.fake_quant import project_cluster
 
+    exp, planner = planner
     sentences = read_sentences(data_root / "ptb" / "ptb.test.txt.gz", 2500)
-    text = tokenize(planner.exp, [(str(i), s) for i, s in enumerate(sentences)])
-    lm, clusters = planner.exp.lm, planner.clusters
+    text = tokenize(exp, [(str(i), s) for i, s in enumerate(sentences)])
+    lm, clusters = exp.module, list(planner.clusters.values())
     mats = {c.name: [m.clone() for m in get_mats(lm, c)] for c in clusters}
     values = {
         (name, b): project_cluster(m, ClusterSpec(b)).values
@@ -57,8 +63,9 @@ def plans(planner, data_root):
     for bits in itertools.product(BITS, repeat=len(clusters)):
         for cluster, b in zip(clusters, bits):
             set_mats(lm, cluster, values[cluster.name, b])
-        n_bytes = planner.size({c.name: b for c, b in zip(clusters, bits)}).n_bytes
-        found[bits] = (n_bytes, math.log(measure(planner.exp, text, batch_size=128).ppl))
+        plan = planner.plan({c.name: b for c, b in zip(clusters, bits)})
+        n_bytes = packed_size(exp.architecture, plan).n_bytes
+        found[bits] = (n_bytes, math.log(measure(exp, text, batch_size=128).ppl))
     for cluster in clusters:
         set_mats(lm, cluster, mats[cluster.name])
     return found
@@ -66,17 +73,20 @@ def plans(planner, data_root):
 
 def planned(planner, harm, budget):
     """Bits that the planner gives for a table of harms."""
+    from espnet_mpq.planning.planner import Planner
     from espnet_mpq.sensitivity.table import Entry, SensitivityTable
 
-    planner.table = SensitivityTable({"bits": list(BITS)}, "kl")
+    table = SensitivityTable({"bits": list(BITS)}, "kl")
     for name, row in harm.items():
         for bits, value in row.items():
-            planner.table.add(name, bits, Entry(value, 0.0, 0.0))
-    return tuple(planner.allocate(budget).choice[c.name] for c in planner.clusters)
+            table.add(name, bits, Entry(value, 0.0, 0.0))
+    plan = Planner(planner.architecture, planner.storage, table).allocate(budget)
+    return tuple(plan.clusters[name].bits for name in planner.clusters)
 
 
 def test_kl_plans_are_nearly_the_best_of_all(planner, plans):
     assert len(plans) == 256
+    _, planner = planner
     harm = planner.table.harm()
     names = list(harm)
     swapped = {name: harm[other] for name, other in zip(names, reversed(names))}

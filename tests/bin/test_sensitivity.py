@@ -117,7 +117,8 @@ def probed(request, fp_exp, text_file, tmp_path_factory):
 
 
 def test_traces_give_a_complete_table(probed, fp_exp):
-    from espnet_mpq.clusters import find_clusters, get_mats
+    from found import find_clusters, get_mats
+
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
     from espnet_mpq.plan import ClusterSpec
     from espnet_mpq.quant.fake_quant import project_cluster
@@ -125,7 +126,7 @@ def test_traces_give_a_complete_table(probed, fp_exp):
     method, _, value = probed
     assert value["method"] == method and list(value["entries"]) == CLUSTERS
     assert value["curvature"]["probes"] == [0, 1, 2, 3, 4, 5]
-    lm = load_fp_lm(fp_exp.path).lm
+    lm = load_fp_lm(fp_exp.path).module
     for cluster in find_clusters(lm):
         row = value["curvature"]["clusters"][cluster.name]
         assert row["trace"] == pytest.approx(sum(row["samples"]) / 6)

@@ -86,7 +86,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("path", LM_CONFIGS, ids=lambda path: path.stem)
 def test_the_host_builds_it(dry_run, path):
-    from espnet_mpq.clusters import find_clusters
+    from found import find_clusters
 
     kind, name = re.fullmatch(r"train_lm_(mpq_|nas_|)(.*)", path.stem).groups()
     lm = dry_run(path)
@@ -143,7 +143,7 @@ def test_the_trainer_knows_the_options(host, path):
     values = yaml.safe_load(path.read_text())
     assert values.keys() <= host.LMTask.get_default_config().keys()
     names = {k[len("mpq_") :]: v for k, v in values.items() if k.startswith("mpq_")}
-    names["dual_period_updates"] = names.pop("dual_period")
+    names["dual_period"] = names.pop("dual_period")
     options = AdmmOptions(**names)
     if path.stem == "admm":  # it says that these are the defaults
         assert options == AdmmOptions()

@@ -92,7 +92,7 @@ def test_same_tokens_as_the_hosts_scoring_stage(host, tmp_path, unit, cleaner):
     """espnet2.bin.tokenize_text, called as by stage 13 of its asr.sh."""
     from espnet2.bin import tokenize_text
 
-    from espnet_mpq.hosts.espnet.cleaner import make_cleaner
+    from espnet_mpq.hosts.espnet.lm.cleaner import make_cleaner
 
     symbols = tmp_path / "nlsyms"
     symbols.write_text("<noise>\n[laughter]\n", encoding="utf-8")
@@ -115,7 +115,7 @@ def test_same_tokens_as_the_hosts_scoring_stage(host, tmp_path, unit, cleaner):
 
 
 def test_unknown_cleaner(host):
-    from espnet_mpq.hosts.espnet.cleaner import make_cleaner
+    from espnet_mpq.hosts.espnet.lm.cleaner import make_cleaner
 
     with pytest.raises(InputError, match="no text cleaner 'tacotrn'.*Not supported.*tacotron"):
         make_cleaner("tacotrn")

@@ -15,7 +15,7 @@ from packed_models import architecture  # isort: skip
 
 def test_tied_lm_without_its_embedding():
     arch = dataclasses.replace(architecture(vocab_size=10, unit=4), tie_weights=True)
-    weights = {name: torch.ones(shape) for name, shape in arch.parameter_shapes().items()}
+    weights = {name: torch.ones(shape) for name, shape in arch.state_shapes().items()}
     weights["decoder.weight"] = weights.pop("encoder.weight")
     with pytest.raises(MismatchError, match="missing .*encoder.weight"):
         check_weights(weights, arch)

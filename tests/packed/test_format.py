@@ -9,19 +9,19 @@ import signal
 
 import pytest
 import torch
+from found import pack_lm
 
 from espnet_mpq.errors import FormatError, InputError, PlanError
 from espnet_mpq.packed import format as packed_format
-from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.packed.format import (
     PackedModel,
     from_bytes,
-    header_n_bytes,
     load_packed,
     save_packed,
     to_bytes,
 )
-from espnet_mpq.packed.pack import pack_lm
+from espnet_mpq.packed.size import header_n_bytes
 from espnet_mpq.plan import ClusterSpec, plan_size
 
 from packed_models import (  # isort: skip
@@ -98,9 +98,9 @@ def test_weights_on_the_grid_come_back_exactly():
     arch = architecture(unit=20)
     for seed, spec in enumerate(SPECS):
         plan = uniform(arch, spec)
-        first = dequantize(packed_model(arch, plan, seed))
+        first = float_state(packed_model(arch, plan, seed))
         again = pack_lm(first, arch, plan, tokens(arch.vocab_size))
-        second = dequantize(again)
+        second = float_state(again)
         for name, value in first.items():
             assert torch.allclose(value, second[name], rtol=1e-6, atol=0), (spec, name)
         assert all(float(e) < 1e-10 for e in again.metadata["relative_error"].values()), spec
@@ -110,7 +110,7 @@ def test_dequantized_weights_are_scale_times_level_and_rest_is_untouched():
     arch = architecture()
     weights = random_weights(arch)
     packed = pack_lm(weights, arch, uniform(arch, ClusterSpec(2)), tokens(arch.vocab_size))
-    values = dequantize(packed)
+    values = float_state(packed)
     for name in ("decoder.bias", "rnn.bias_ih_l1"):
         assert torch.equal(values[name], weights[name])
     gate_f = values["rnn.weight_hh_l0"][7:14]
@@ -130,7 +130,7 @@ def test_sixteen_and_thirty_two_bits():
     names = [cluster.name for cluster in arch.clusters()]
     plan = uniform(arch, ClusterSpec(32))
     plan = type(plan)({**plan.clusters, names[0]: ClusterSpec(16)})
-    values = dequantize(pack_lm(weights, arch, plan, tokens(arch.vocab_size)))
+    values = float_state(pack_lm(weights, arch, plan, tokens(arch.vocab_size)))
     for name, value in values.items():
         want = weights[name].half().float() if name == "encoder.weight" else weights[name]
         assert torch.equal(value, want)

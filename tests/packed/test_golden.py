@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import espnet_mpq
+from espnet_mpq.hosts.espnet.families import vocabulary
 from espnet_mpq.io import sha256_bytes
 from espnet_mpq.packed import metadata
 from espnet_mpq.packed.bits import pack_codes
-from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.packed.format import PackedModel, load_packed, tensor_hashes, to_bytes
-from espnet_mpq.packed.metadata import build, format_error, special_ids, token_list_record
+from espnet_mpq.packed.metadata import build, format_error
 from espnet_mpq.packed.tensors import DTYPES, find_part
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
+from espnet_mpq.vocabulary import SPECIAL
 
 from packed_models import architecture, tokens, transformer  # isort: skip
 
@@ -80,8 +82,8 @@ def golden_model(path: Path) -> PackedModel:
     record = build(
         arch,
         plan,
-        token_list=token_list_record(tokens(4)),
-        ids=special_ids(tokens(4)),
+        token_list=vocabulary(tokens(4)).record(),
+        ids=vocabulary(tokens(4)).special_ids,
         source={"tool_version": "0.1.0", "command": "golden", "seed": 0},
         relative_error={name: format_error(k / 16) for k, name in enumerate(specs)},
         error_reference="checkpoint",
@@ -99,7 +101,7 @@ def test_writing_is_pinned(path):
 
 def test_reading_is_pinned():
     packed = load_packed(GOLDEN)
-    values = dequantize(packed)
+    values = float_state(packed)
     assert values["encoder.weight"].tolist() == [
         [0.375, 0.125, -0.125, -0.375, 0.375],
         [0.25, -0.25, -0.75, 0.75, 0.25],
@@ -130,7 +132,7 @@ def test_reading_is_pinned():
 
 def test_reading_a_transformer_is_pinned():
     packed = load_packed(TRANSFORMER)
-    values = dequantize(packed)
+    values = float_state(packed)
     assert packed.architecture == MODELS[TRANSFORMER][0]
     assert values["embed.weight"].tolist() == [
         [-0.875, 0.0, 0.875],
@@ -227,7 +229,7 @@ def from_document(path: Path) -> dict:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_an_implementation_from_the_document_agrees(path):
-    mine, values = from_document(path), dequantize(load_packed(path))
+    mine, values = from_document(path), float_state(load_packed(path))
     assert set(mine) == set(values)
     for name, value in values.items():
         assert mine[name] == value.tolist(), name
@@ -267,5 +269,5 @@ def test_numbers_of_the_document_are_those_of_the_golden_file():
 def test_document_names_every_key():
     text = FORMAT_MD.read_text(encoding="utf-8")
     assert f"m + {metadata.RESERVED_N_BYTES}" in text
-    for name in metadata.KEYS + metadata.SPECIAL_IDS + metadata.ERROR_REFERENCES:
+    for name in metadata.KEYS + SPECIAL + metadata.ERROR_REFERENCES:
         assert f"`{name}`" in text or f'`"{name}"`' in text, name

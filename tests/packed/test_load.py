@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError, MpqError
+from espnet_mpq.hosts.espnet.families import vocabulary
 from espnet_mpq.io import token_list_sha256
 from espnet_mpq.packed.container import canonical_json
 from espnet_mpq.packed.format import PackedModel, from_bytes, tensor_hashes, to_bytes
@@ -45,7 +47,7 @@ def attempt(small, tmp_path):
         path.write_bytes(data)
         runtime = PackedRnn(packed.architecture, packed.plan)
         try:
-            load_into(runtime, path, token_list or tokens(6))
+            load_into(runtime, path, vocabulary(token_list or tokens(6)))
         except MpqError:
             assert not runtime.filled
             raise
@@ -286,20 +288,20 @@ def test_wrong_architecture_or_plan(small, tmp_path):
     path.write_bytes(data)
     arch = packed.architecture
     for key, value in [("nhid", 5), ("rnn_type", "rnn_relu"), ("unit", 6), ("nlayers", 2)]:
-        other = type(arch)(**{**arch.__dict__, key: value})
+        other = type(arch)(**{**dataclasses.asdict(arch), key: value})
         runtime = PackedRnn(other, uniform(other, ClusterSpec(2)))
         with pytest.raises(MismatchError, match=f"{key}.*{value!r} in lm_conf.*in the file"):
-            load_into(runtime, path, tokens(6))
+            load_into(runtime, path, vocabulary(tokens(6)))
         assert not runtime.filled
     specs = {**packed.plan.clusters, "output": ClusterSpec(8)}
     for plan in (Plan(specs), Plan(packed.plan.clusters, "float32")):
         runtime = PackedRnn(arch, plan)
         with pytest.raises(MismatchError, match="lm_conf"):
-            load_into(runtime, path, tokens(6))
-    with pytest.raises(MismatchError, match="mpq_packed_rnn"):
-        load_into(torch.nn.LSTM(2, 2), path, tokens(6))
+            load_into(runtime, path, vocabulary(tokens(6)))
+    with pytest.raises(MismatchError, match="another kind: found LSTM; expected the runtime of"):
+        load_into(torch.nn.LSTM(2, 2), path, vocabulary(tokens(6)))
     with pytest.raises(InputError, match="cannot read"):
-        load_into(PackedRnn(arch, packed.plan), tmp_path / "none", tokens(6))
+        load_into(PackedRnn(arch, packed.plan), tmp_path / "none", vocabulary(tokens(6)))
 
 
 def test_flips_in_a_larger_file_of_every_kind(tmp_path):

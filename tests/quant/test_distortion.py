@@ -10,8 +10,9 @@ import functools
 import pytest
 import torch
 
+from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.grid import make_grid
-from espnet_mpq.quant.projection import project, relative_error
+from espnet_mpq.quant.projection import project
 
 # bits: (paper grid, its scale, paper grid at scale max|w| / top, uniform grid)
 ONE_SCALE = {

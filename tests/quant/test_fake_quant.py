@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.quant.fake_quant import project_cluster, project_model_tied, straight_through
+from espnet_mpq.quant.distortion import relative_error
+from espnet_mpq.quant.fake_quant import project_cluster, project_clusters, straight_through
 from espnet_mpq.quant.grid import Grid, make_grid
-from espnet_mpq.quant.projection import project, relative_error
+from espnet_mpq.quant.projection import project
 from espnet_mpq.quant.scale import scale_shapes
+from espnet_mpq.quant.spec import ClusterSpec
 
 
 def _spec(bits, grid="uniform", tying="row", group_size=None):
@@ -92,14 +94,23 @@ def test_warm_start_takes_the_scales_of_an_earlier_result(tying, group_size):
 
 
 def test_one_scale_for_the_model():
-    clusters = [_mats(0), _mats(1)]
-    flat = [mat for mats in clusters for mat in mats]
-    found = project_model_tied(flat, _spec(2, "uniform", "model"))
-    assert len({id(scale) for scale in found.scales}) == 1
-    expected = project_cluster(flat, _spec(2, "uniform", "cluster"))
-    assert all(torch.equal(a, b) for a, b in zip(found.values, expected.values))
-    with pytest.raises(InputError, match="tying 'row'"):
-        project_model_tied(flat, _spec(2))
+    mats = {"a": _mats(0), "b": _mats(1), "c": _mats(2), "d": _mats(3)}
+    shared, other = ClusterSpec(2, tying="model"), ClusterSpec(4, tying="model")
+    specs = {"a": shared, "b": other, "c": shared, "d": ClusterSpec(2, tying="cluster")}
+    found = project_clusters(mats, specs)
+    assert list(found) == list(mats)
+    assert len({id(scale) for name in "ac" for scale in found[name].scales}) == 1
+    flat = [*mats["a"], *mats["c"]]
+    expected = project_cluster(flat, ClusterSpec(2, tying="cluster"))
+    values = found["a"].values + found["c"].values
+    assert all(torch.equal(a, b) for a, b in zip(values, expected.values))
+    for name in "bd":
+        alone = project_cluster(mats[name], specs[name])
+        assert all(torch.equal(a, b) for a, b in zip(found[name].codes, alone.codes))
+    # A warm start without rounds: the shared scale reaches both clusters.
+    init = {name: done.scales for name, done in found.items()}
+    kept = project_clusters(mats, specs, init=init, method="als", rounds=0)
+    assert torch.equal(kept["c"].scales[0], found["a"].scales[0])
 
 
 def test_learned_levels():

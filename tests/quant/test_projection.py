@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.quant import sweep
+from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.grid import Grid, make_grid
-from espnet_mpq.quant.projection import project, relative_error
+from espnet_mpq.quant.projection import project
 
 F32 = torch.float32
 ALL = [make_grid(name, bits) for name in ("paper", "uniform") for bits in (1, 2, 4, 8)]

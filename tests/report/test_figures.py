@@ -20,7 +20,8 @@ def files(tmp_path):
     ]
     chosen = {**points[1], "joint_kl": 0.1, "joint_kl_stderr": 0.01}
     pareto, table = tmp_path / "pareto.json", tmp_path / "sensitivity.json"
-    write_json(pareto, {"format": "espnet_mpq.pareto", "points": points, "chosen": chosen})
+    head = {"format": "espnet_mpq.pareto", "unit": "nats/token"}
+    write_json(pareto, {**head, "points": points, "chosen": chosen})
     entries = {
         "embedding": {"1": {"harm": 0.5}, "2": {"harm": 1e-4}},
         "output": {"1": {"harm": -1e-3}},

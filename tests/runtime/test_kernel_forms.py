@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from found import pack_lm
 
-from espnet_mpq.packed.pack import pack_lm
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.runtime import kernel_forms
 from espnet_mpq.runtime.rnn_lm import PackedRnn
@@ -188,7 +188,7 @@ def test_without_library_the_reference_runs(kernels, monkeypatch, tmp_path):
     monkeypatch.setenv("MPQ_KERNEL_LIBRARY", str(tmp_path / "none.so"))
     assert torch.equal(runtime.logits(ids)[0], want)
     assert "no kernel library" in runtime.kernel()
-    assert "no kernel library" in kernel_forms.kernel_name(ARCH, runtime.plan)
+    assert "no kernel library" in kernel_forms.kernel_name(ARCH)
 
 
 def test_copies_and_loading_again(kernels):

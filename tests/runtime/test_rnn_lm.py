@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from espnet_mpq.errors import InputError, MismatchError, MpqError
-from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.runtime.rnn_lm import PackedRnn
 
@@ -42,7 +42,7 @@ def flat(state):
 @pytest.mark.parametrize("scale_dtype", ("float16", "float32"))
 def test_equals_float_modules_with_dequantized_weights(arch, scale_dtype):
     runtime, packed = filled(arch, mixed(arch, arch.nlayers, scale_dtype))
-    double = FloatRnn(arch, dequantize(packed))
+    double = FloatRnn(arch, float_state(packed))
     ids = torch.randint(0, 13, (3, 8), generator=torch.Generator().manual_seed(0))
     logits, state = runtime.logits(ids)
     want, want_state = double(ids)
@@ -98,7 +98,7 @@ def test_state_dicts_are_refused_by_an_error_that_is_no_runtime_error():
     arch = architecture()
     runtime, packed = filled(arch, uniform(arch, ClusterSpec(2)))
     for strict in (True, False):
-        for state in ({}, {"unrelated": torch.ones(1)}, dequantize(packed), runtime.state_dict()):
+        for state in ({}, {"unrelated": torch.ones(1)}, float_state(packed), runtime.state_dict()):
             with pytest.raises(MismatchError, match="packed.safetensors") as info:
                 runtime.load_state_dict(state, strict=strict)
             assert not isinstance(info.value, RuntimeError) and isinstance(info.value, MpqError)

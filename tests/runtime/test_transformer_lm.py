@@ -10,10 +10,10 @@ import random
 
 import pytest
 import torch
+from found import pack_lm
 
 from espnet_mpq.errors import InputError, MismatchError
-from espnet_mpq.packed.dequantize import dequantize
-from espnet_mpq.packed.pack import pack_lm
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.runtime.prefixes import Memory, PastToken
 from espnet_mpq.runtime.transformer_lm import PackedTransformer
@@ -50,7 +50,7 @@ def runtime_of(packed):
 
 def filled(arch, plan, seed=0):
     packed = packed_model(arch, plan, seed)
-    return runtime_of(packed), FloatTransformer(arch, dequantize(packed))
+    return runtime_of(packed), FloatTransformer(arch, float_state(packed))
 
 
 def some_ids(arch, *shape, seed=0, first=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.clusters import Cluster, ClusterWeights, Part
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.search.candidates import Candidates
 from espnet_mpq.search.nas_options import NasOptions
@@ -27,7 +27,8 @@ def mats_of(lm):
 
 
 def make(lm, **spec):
-    return Candidates(lm, [CLUSTER], NasOptions(budget=9.0, bits=(1, 2, 4, 8, 16), **spec))
+    options = NasOptions(budget=9.0, bits=(1, 2, 4, 8, 16), **spec)
+    return Candidates(ClusterWeights(lm, [CLUSTER]), options)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -8,8 +8,8 @@ import re
 
 import pytest
 import torch
+from found import weights_of
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import FormatError, MismatchError
 from espnet_mpq.sensitivity.curvature import Curvature
 from espnet_mpq.sensitivity.table import SensitivityTable, merge, shard_path
@@ -40,8 +40,9 @@ def test_squared_norm_and_weights_are_those_of_the_clusters():
     lm = torch.nn.Module()
     lm.encoder = torch.nn.Embedding(5, 2)
     lm.rnn = torch.nn.RNN(2, 3)
-    curvature = Curvature.of(lm, find_clusters(lm))
-    assert curvature.n_weights == {"embedding": 10, "rnn.l0.h": 15}
+    lm.decoder = torch.nn.Linear(3, 5)
+    curvature = Curvature.of(weights_of(lm))
+    assert curvature.n_weights == {"embedding": 10, "rnn.l0.h": 15, "output": 15}
     square = lm.rnn.weight_ih_l0.square().sum() + lm.rnn.weight_hh_l0.square().sum()
     assert curvature.squared_norm["rnn.l0.h"] == pytest.approx(square.item(), rel=1e-6)
 

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from found import find_clusters, meter_of
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError
 from espnet_mpq.sensitivity.hessian import (
     FisherMeter,
@@ -110,13 +110,13 @@ def check_samples(samples, exact):
 
 def test_unit_vectors_give_the_exact_trace_and_signs_its_mean(lm):
     clusters = find_clusters(lm)
-    meter = HessianMeter(forward(lm), lm, clusters, make_batches())
+    meter = meter_of(HessianMeter, forward(lm), lm, clusters, make_batches())
     exact = exact_hessian_traces(lm, meter)
     for cluster in clusters:
         expected = sum(trace_by_differences(lm, part) for part in cluster.parts)
         assert exact[cluster.name] == pytest.approx(expected, rel=1e-4, abs=1e-5), cluster.name
     check_samples([meter.sample(k) for k in range(40)], exact)
-    gaussian = HessianMeter(forward(lm), lm, clusters, make_batches(), probe="gaussian")
+    gaussian = meter_of(HessianMeter, forward(lm), lm, clusters, make_batches(), probe="gaussian")
     check_samples([gaussian.sample(k) for k in range(40)], exact)
 
 
@@ -153,7 +153,7 @@ def exact_gauss_newton(lm):
 
 def test_fisher_is_the_exact_gauss_newton_trace(lm):
     clusters = find_clusters(lm)
-    meter = FisherMeter(forward(lm), lm, clusters, make_batches())
+    meter = meter_of(FisherMeter, forward(lm), lm, clusters, make_batches())
     exact, drawn = exact_gauss_newton(lm)
     assert drawn == pytest.approx(exact, rel=1e-9)
     # Every word of every token once: the sum over an orthonormal basis is the trace.
@@ -174,21 +174,22 @@ def test_fisher_is_the_exact_gauss_newton_trace(lm):
 def test_a_sample_depends_on_seed_and_number_only(lm):
     clusters = find_clusters(lm)
     for kind in (HessianMeter, FisherMeter):
-        one = kind(forward(lm), lm, clusters, make_batches(), seed=5)
+        one = meter_of(kind, forward(lm), lm, clusters, make_batches(), seed=5)
         first = [one.sample(k) for k in range(3)]
-        assert kind(forward(lm), lm, clusters, make_batches(), seed=5).sample(2) == first[2]
-        other = kind(forward(lm), lm, clusters, make_batches(), seed=6).sample(2)
+        again = meter_of(kind, forward(lm), lm, clusters, make_batches(), seed=5)
+        assert again.sample(2) == first[2]
+        other = meter_of(kind, forward(lm), lm, clusters, make_batches(), seed=6).sample(2)
         assert len({s["output" if "output" in s else "embedding"] for s in (*first, other)}) == 4
 
 
 def test_mode_and_gradient_flags_come_back_and_dropout_is_off(lm):
     clusters = find_clusters(lm)
-    expected = HessianMeter(forward(lm), lm, clusters, make_batches()).sample(0)
+    expected = meter_of(HessianMeter, forward(lm), lm, clusters, make_batches()).sample(0)
     lm.train()
     weight = next(lm.parameters())
     weight.requires_grad_(False)
     with torch.no_grad():
-        found = HessianMeter(forward(lm), lm, clusters, make_batches()).sample(0)
+        found = meter_of(HessianMeter, forward(lm), lm, clusters, make_batches()).sample(0)
     assert found == expected
     assert lm.training and not weight.requires_grad and weight.grad is None
     weight.requires_grad_(True)
@@ -247,6 +248,6 @@ def test_fused_attention_can_be_differentiated_twice_inside():
 
 def test_refusals(lm):
     with pytest.raises(InputError, match="rademacher or gaussian"):
-        HessianMeter(forward(lm), lm, find_clusters(lm), make_batches(), probe="uniform")
+        meter_of(HessianMeter, forward(lm), lm, find_clusters(lm), make_batches(), probe="uniform")
     with pytest.raises(InputError, match="no token"):
-        FisherMeter(forward(lm), lm, find_clusters(lm), [])
+        meter_of(FisherMeter, forward(lm), lm, find_clusters(lm), [])

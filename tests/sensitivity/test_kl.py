@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from found import find_clusters, get_mats, meter_of
 
-from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.errors import InputError
 from espnet_mpq.plan import ClusterSpec
+from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.fake_quant import project_cluster
-from espnet_mpq.sensitivity.kl import KlMeter, kl, relative_mse
+from espnet_mpq.sensitivity.kl import KlMeter, kl
 
 N_TOKENS = 11
 
@@ -82,7 +83,8 @@ def sentences_kl(lm, other, printed=False):
 def test_entry_is_the_kl_of_the_quantized_lm(lm, name, cache_n_bytes, printed):
     clusters = find_clusters(lm)
     cluster = next(c for c in clusters if c.name == name)
-    meter = KlMeter(
+    meter = meter_of(
+KlMeter,
         lm, lm, clusters, BATCHES, printed_form=printed, cache_n_bytes=cache_n_bytes
     )
     assert bool(meter._cache) == (cache_n_bytes > 0)
@@ -107,8 +109,8 @@ def test_entry_is_the_kl_of_the_quantized_lm(lm, name, cache_n_bytes, printed):
 
 def test_joint_measure_and_fp_nll(lm):
     clusters = find_clusters(lm)
-    meter = KlMeter(lm, lm, clusters, BATCHES)
-    assert meter.n_tokens == 18
+    meter = meter_of(KlMeter, lm, lm, clusters, BATCHES)
+    assert meter.n_rows == 18
     lm.eval()
     with torch.no_grad():
         nll = sum(
@@ -137,7 +139,7 @@ def test_weights_come_back_when_a_measurement_fails(lm):
             raise KeyboardInterrupt
         return lm(inputs)
 
-    meter = KlMeter(forward, lm, clusters, BATCHES)
+    meter = meter_of(KlMeter, forward, lm, clusters, BATCHES)
     before = lm.decoder.weight.detach().clone()
     with pytest.raises(KeyboardInterrupt):
         meter.measure({"output": [torch.zeros_like(before)]})
@@ -160,16 +162,16 @@ def test_tiny_and_huge_divergences():
     assert kl(p, q).tolist() == pytest.approx([200.0, 0.0, 0.6931472], rel=1e-6)
 
 
-def test_relative_mse_of_zero_weights():
-    assert relative_mse([torch.zeros(2, 2)], [torch.zeros(2, 2)]) == 0.0
-    assert relative_mse([torch.tensor([[3.0, 4.0]])], [torch.tensor([[3.0, 3.0]])]) == 1 / 25
+def test_relative_error_of_zero_weights():
+    assert relative_error([torch.zeros(2, 2)], [torch.zeros(2, 2)]) == 0.0
+    assert relative_error([torch.tensor([[3.0, 4.0]])], [torch.tensor([[3.0, 3.0]])]) == 1 / 25
 
 
 def test_refusals(lm):
     clusters = find_clusters(lm)
     with pytest.raises(InputError, match="no token"):
-        KlMeter(lm, lm, clusters, [])
+        meter_of(KlMeter, lm, lm, clusters, [])
     with torch.no_grad():
         lm.decoder.bias[0] = math.nan
     with pytest.raises(InputError, match="not finite"):
-        KlMeter(lm, lm, clusters, BATCHES)
+        meter_of(KlMeter, lm, lm, clusters, BATCHES)

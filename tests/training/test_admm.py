@@ -3,8 +3,8 @@
 import pytest
 import torch
 from admm_runs import all_mats, assert_on_grid, start, zero_gradients
+from found import find_clusters
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
 from espnet_mpq.quant.fake_quant import project_cluster
 
@@ -24,7 +24,7 @@ def test_step_1_adds_the_gradient_of_the_augmented_lagrangian(small_rnn, cross_e
     parameters = dict(lm.named_parameters())
     penalty = sum(
         (parameters[p.parameter][p.start : p.stop] - q + u).square().sum()
-        for name, cluster in controller.clusters.items()
+        for name, cluster in controller.weights.clusters.items()
         for p, q, u in zip(cluster.parts, controller.table.values(name), controller.dual[name])
     )
     lagrangian = cross_entropy(lm) + 0.3 / 2 * penalty
@@ -39,7 +39,7 @@ def test_step_1_adds_the_gradient_of_the_augmented_lagrangian(small_rnn, cross_e
 @pytest.mark.parametrize("method", ["mse", "als"])
 def test_steps_2_and_3_project_weights_plus_dual_then_add_the_difference(small_rnn, method):
     lm = small_rnn()
-    controller, optimizer = start(lm, dual_period_updates=2, projection=method, als_rounds=7)
+    controller, optimizer = start(lm, dual_period=2, projection=method, als_rounds=7)
     spec = ClusterSpec(2)
     first = {n: project_cluster(m, spec) for n, m in all_mats(controller).items()}
     for name, found in first.items():
@@ -116,7 +116,7 @@ def test_extragradient_is_taken_at_the_probe_and_applied_at_the_origin(small_rnn
     controller.gradient_at = gradient
     before = {n: p.detach().clone() for n, p in lm.named_parameters()}
     table = {}
-    for name, cluster in controller.clusters.items():
+    for name, cluster in controller.weights.clusters.items():
         for part, q in zip(cluster.parts, controller.table.values(name)):
             table.setdefault(part.parameter, torch.zeros_like(before[part.parameter]))
             table[part.parameter][part.start : part.stop] = q

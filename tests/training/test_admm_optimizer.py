@@ -14,9 +14,8 @@ def test_update_skipped_by_the_gradient_scaler_is_skipped_by_admm(small_rnn, cro
     controller, optimizer = start(lm, gamma=0.3, optimizer=torch.optim.Adam(lm.parameters()))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     before = copy.deepcopy(lm.state_dict())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy(lm)
-    scaler.scale(loss).backward()
+    # Without autocast: not every CPU has a bfloat16 LSTM, and the scaler asks for none.
+    scaler.scale(cross_entropy(lm)).backward()
     lm.decoder.bias.grad[0] = float("inf")
     scaler.unscale_(optimizer)
     scaler.step(optimizer)

@@ -6,8 +6,8 @@ import io
 import pytest
 import torch
 from admm_runs import start
+from found import find_clusters, weights_of
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError, MismatchError, PlanError
 from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
 from espnet_mpq.training.admm import STATE_KEY, AdmmController
@@ -33,8 +33,8 @@ def test_resumed_run_is_bit_identical(small_rnn, cross_entropy, tying):
         clusters = {c.name: ClusterSpec(2, tying=tying) for c in find_clusters(lm)}
         clusters["output"] = ClusterSpec(16)
         optimizer = torch.optim.Adam(lm.parameters(), lr=0.01)
-        options = AdmmOptions(gamma=0.05, dual_period_updates=3, projection="als", finish_epochs=2)
-        return lm, optimizer, AdmmController(lm, Plan(clusters), optimizer, options)
+        options = AdmmOptions(gamma=0.05, dual_period=3, projection="als", finish_epochs=2)
+        return lm, optimizer, AdmmController(weights_of(lm), Plan(clusters), optimizer, options)
 
     whole, optimizer, controller = make()
     train(whole, optimizer, controller, cross_entropy, range(1, 6), 5)
@@ -84,6 +84,6 @@ def test_foreign_states_are_refused(small_rnn):
     with pytest.raises(PlanError):
         start(four, Plan({"nowhere": ClusterSpec(2)}))
     fresh = torch.optim.SGD(four.parameters(), lr=0.1)
-    AdmmController(four, uniform_plan(find_clusters(four), 2), fresh, AdmmOptions())
+    AdmmController(weights_of(four), uniform_plan(find_clusters(four), 2), fresh, AdmmOptions())
     with pytest.raises(InputError, match="start_epoch"):
         fresh.step()

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from found import find_clusters, get_mats, weights_of
 
-from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.plan import ClusterSpec, Plan, uniform_plan
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.finishing import Finishing
@@ -55,7 +55,7 @@ def test_a_plan_without_codes_trains_as_the_optimizer_alone(small_rnn, cross_ent
     lm, plain = small_rnn(), small_rnn()
     plan = uniform_plan(find_clusters(lm), 32)
     optimizer = torch.optim.SGD(lm.parameters(), lr=0.1)
-    controller = AdmmController(lm, plan, optimizer, AdmmOptions(finish_epochs=1))
+    controller = AdmmController(weights_of(lm), plan, optimizer, AdmmOptions(finish_epochs=1))
     alone = torch.optim.SGD(plain.parameters(), lr=0.1)
     for n_epochs_left in (2, 1):
         controller.start_epoch(n_epochs_left)
@@ -88,7 +88,7 @@ def test_finishing_in_a_run_tunes_scales_and_rest_and_freezes_codes(small_rnn, c
     specs["rnn.l0.g"] = ClusterSpec(32)
     optimizer = torch.optim.Adam(lm.parameters(), lr=0.01)
     options = AdmmOptions(finish_epochs=1, finish_lr=0.01)
-    controller = AdmmController(lm, Plan(specs), optimizer, options)
+    controller = AdmmController(weights_of(lm), Plan(specs), optimizer, options)
     controller.start_epoch(1)
     codes = {n: [c.clone() for c in cs] for n, cs in controller.finishing.table.codes.items()}
     start = {n: p.detach().clone() for n, p in lm.named_parameters()}
@@ -101,7 +101,7 @@ def test_finishing_in_a_run_tunes_scales_and_rest_and_freezes_codes(small_rnn, c
         losses.append(float(loss.detach()))
         table = controller.finishing.current()
         for name in controller.coded:
-            mats = get_mats(lm, controller.clusters[name])
+            mats = get_mats(lm, controller.weights.clusters[name])
             for mat, value in zip(mats, table.values(name)):
                 assert torch.equal(mat, value)
     controller.end_epoch()
@@ -125,8 +125,8 @@ def test_a_prolonged_run_trains_the_codes_again(small_rnn, cross_entropy, caplog
         lm = small_rnn()
         specs = {c.name: ClusterSpec(2) for c in find_clusters(lm)}
         optimizer = torch.optim.SGD(lm.parameters(), lr=0.5)
-        options = AdmmOptions(gamma=0.01, dual_period_updates=2, finish_epochs=1)
-        controller = AdmmController(lm, Plan(specs), optimizer, options)
+        options = AdmmOptions(gamma=0.01, dual_period=2, finish_epochs=1)
+        controller = AdmmController(weights_of(lm), Plan(specs), optimizer, options)
         controller.gamma = 0.8  # as after some epochs
         return lm, optimizer, controller
 

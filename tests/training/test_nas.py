@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from espnet_mpq.clusters import Cluster, Part
+from espnet_mpq.clusters import Cluster, ClusterWeights, Part
 from espnet_mpq.errors import MismatchError
 from espnet_mpq.search.candidates import Candidates
 from espnet_mpq.search.nas import Mixture, Penalty
@@ -47,7 +47,7 @@ def mixture(budget, **options) -> Mixture:
 
 def start(budget, n_epochs, **options):
     toy, mix = Toy(), mixture(budget, **{"lr": 0.1, **options})
-    candidates = Candidates(toy, CLUSTERS, mix.options)
+    candidates = Candidates(ClusterWeights(toy, CLUSTERS), mix.options)
     optimizer = torch.optim.SGD(toy.parameters(), lr=0.0)
     return toy, candidates, NasController(Penalty(mix), candidates, optimizer, n_epochs), optimizer
 

@@ -15,8 +15,8 @@ from espnet_mpq.training.options import AdmmOptions
         ("gamma_schedule", "sometimes"),
         ("gamma_growth", 0.5),
         ("gamma_max", 1e-9),
-        ("dual_period_updates", -1),
-        ("dual_period_updates", 2.5),
+        ("dual_period", -1),
+        ("dual_period", 2.5),
         ("projection", "nearest"),
         ("als_rounds", 0),
         ("eta1", 0.0),
@@ -39,7 +39,7 @@ def test_a_constant_gamma_may_lie_above_the_ceiling_of_a_growing_one():
 def test_defaults_and_bounds_are_accepted():
     assert AdmmOptions().gamma_max >= AdmmOptions().gamma > 0
     bounds = dict(
-        gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period_updates=1, finish_epochs=0
+        gamma=0.5, gamma_max=0.5, gamma_growth=1, dual_period=1, finish_epochs=0
     )
     made = AdmmOptions(**bounds)
     assert {name: getattr(made, name) for name in bounds} == bounds

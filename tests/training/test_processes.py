@@ -5,11 +5,11 @@ import multiprocessing
 
 import pytest
 import torch
+from found import find_clusters, weights_of
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.training import admm
-from espnet_mpq.training.on_grid import Table, project, share
+from espnet_mpq.training.on_grid import OnGrid, project, share
 from espnet_mpq.training.options import AdmmOptions
 
 
@@ -18,7 +18,7 @@ def noisy(mats, plan, **options):
     table = project(mats, plan, **options)
     scales = {n: [s * 1.25 for s in parts] for n, parts in table.scales.items()}
     codes = {n: [c ^ 1 for c in parts] for n, parts in table.codes.items()}
-    return Table(plan, scales, codes)
+    return OnGrid(plan, scales, codes)
 
 
 def work(rank, lm, plan, loss, folder):
@@ -30,8 +30,8 @@ def work(rank, lm, plan, loss, folder):
         admm.project = noisy
     optimizer = torch.optim.SGD(lm.parameters(), lr=0.1)
     # saved="table": the projection of the weights for validation is nobody else's business.
-    options = AdmmOptions(gamma=0.1, dual_period_updates=2, saved="table", finish_epochs=1)
-    controller = admm.AdmmController(lm, plan, optimizer, options)
+    options = AdmmOptions(gamma=0.1, dual_period=2, saved="table", finish_epochs=1)
+    controller = admm.AdmmController(weights_of(lm), plan, optimizer, options)
     states = []
     for n_epochs_left in (3, 2, 1):
         controller.start_epoch(n_epochs_left)
@@ -83,7 +83,7 @@ def test_every_process_takes_the_table_of_the_first(small_rnn, cross_entropy, tm
 def test_one_process_keeps_its_table(small_rnn):
     lm = small_rnn()
     controller = admm.AdmmController(
-        lm,
+        weights_of(lm),
         uniform_plan(find_clusters(lm), 2),
         torch.optim.SGD(lm.parameters(), lr=0.1),
         AdmmOptions(),

@@ -11,19 +11,11 @@ from typing import Optional, Union
 
 from espnet_mpq.errors import HostError, InputError, MismatchError
 from espnet_mpq.hosts.espnet.environment.espnet import check_host, prepare_host
+from espnet_mpq.hosts.espnet.families import CLASSES, OPTION, is_ours, is_packed
+from espnet_mpq.hosts.espnet.loading import build_packed
 from espnet_mpq.state_file import check_file
 
 LOG = logging.getLogger("espnet_mpq")
-# Host choice -> (module beside this one, class). Keys are lower case, as the host compares them.
-LM_CLASSES = {
-    "mpq_seq_rnn": ("lm.rnn", "MpqSequentialRNNLM"),
-    "mpq_transformer": ("lm.transformer", "MpqTransformerLM"),
-    "mpq_nas_seq_rnn": ("lm.nas", "MpqNasSequentialRNNLM"),
-    "mpq_nas_transformer": ("lm.nas", "MpqNasTransformerLM"),
-    "mpq_packed_rnn": ("lm.packed_rnn", "MpqPackedRNNLM"),
-    "mpq_packed_transformer": ("lm.packed_transformer", "MpqPackedTransformerLM"),
-}
-PACKED = "mpq_packed"  # how the LMs begin that run packed files
 MODEL_CLASSES = {"mpq_lm": ("lm.model", "MpqLanguageModel")}
 TRAINER = ("training.trainer", "MpqTrainer")
 # What we rely on in espnet2.tasks.lm: dotted attribute -> what it is for.
@@ -50,7 +42,7 @@ def register() -> None:
     prepare_host()
     task = _import_task()
     for choices, classes in (
-        (task.lm_choices, LM_CLASSES),
+        (task.lm_choices, CLASSES),
         (task.model_choices, MODEL_CLASSES),
     ):
         for choice, place in classes.items():
@@ -113,11 +105,11 @@ def _wrap_loader(original):
         device: str = "cpu",
     ):
         if model_file is not None and Path(model_file).suffix == ".safetensors":
-            return _build_packed(cls, config_file, model_file, device)
+            return build_packed(cls, config_file, model_file, device)
         if model_file is not None:
             check_file(model_file)  # the host's own errors do not tell what is in its place
         model, args = original.__func__(cls, config_file, model_file, device)
-        if _is_packed_config(args):
+        if is_packed(getattr(args, OPTION)):
             raise MismatchError(
                 f"{config_file} describes a packed LM, which this file does not hold",
                 found=f"model file {model_file}",
@@ -138,14 +130,15 @@ def _wrap_worker(original):
 
     @functools.wraps(original.__func__)
     def main_worker(cls, args: argparse.Namespace):
-        if str(args.lm).startswith("mpq_"):
-            for name in getattr(args, "init_param", None) or ():
-                check_file(name.split(":")[0])  # FILE:SRC:DST:EXCLUDE
+        name = getattr(args, OPTION)
+        if is_ours(name):
+            for file in getattr(args, "init_param", None) or ():
+                check_file(file.split(":")[0])  # FILE:SRC:DST:EXCLUDE
         if getattr(args, "use_deepspeed", False):
-            if str(args.lm).startswith("mpq_"):
+            if is_ours(name):
                 raise InputError(
                     "a low-bit LM cannot be trained with deepspeed",
-                    found=f"use_deepspeed: true, lm: {args.lm}",
+                    found=f"use_deepspeed: true, lm: {name}",
                     expected="use_deepspeed: false",
                 )
             from espnet2.train.trainer import Trainer
@@ -163,41 +156,3 @@ def _wrap_worker(original):
 
     main_worker.mpq_original = original
     return classmethod(main_worker)
-
-
-def _is_packed_config(args: argparse.Namespace) -> bool:
-    return str(getattr(args, "lm", "")).lower().startswith(PACKED)
-
-
-def _build_packed(cls, config_file, model_file, device: str):
-    """Build the packed LM that config.yaml describes and load it strictly.
-
-    Raises:
-        InputError: a file is missing; MismatchError: the configuration is of another LM;
-        FormatError: the packed file is damaged.
-    """
-    import yaml
-
-    from espnet_mpq.packed.load import load_into
-
-    model_file = Path(model_file)
-    config_file = model_file.parent / "config.yaml" if config_file is None else Path(config_file)
-    for path in (config_file, model_file):
-        if not path.is_file():
-            raise InputError(
-                f"there is no file {path}",
-                expected="a directory written by `mpq pack`: config.yaml and packed.safetensors",
-            )
-    with config_file.open(encoding="utf-8") as file:
-        args = argparse.Namespace(**yaml.safe_load(file))
-    if not _is_packed_config(args):
-        raise MismatchError(
-            f"{model_file} is a packed LM, but {config_file} describes another",
-            found=f"lm: {getattr(args, 'lm', None)}",
-            expected="lm: " + " or ".join(lm for lm in LM_CLASSES if lm.startswith(PACKED)),
-            todo=f"use {model_file.parent / 'config.yaml'}, which `mpq pack` wrote with it",
-        )
-    model = cls.build_model(args)
-    load_into(model.lm, model_file, token_list=args.token_list)
-    model.to(device)
-    return model, args

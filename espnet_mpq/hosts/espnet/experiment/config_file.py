@@ -8,9 +8,9 @@ from typing import Mapping
 
 from espnet_mpq.errors import InputError, near_matches
 from espnet_mpq.file_kind import refuse_unfetched
-from espnet_mpq.packed.architecture import FAMILIES, Architecture
+from espnet_mpq.hosts.espnet import families
 
-NEEDED = ("lm", "lm_conf", "token_list")
+NEEDED = (families.OPTION, families.CONF, "token_list")
 AS_WRITTEN = "the config.yaml that lm_train wrote"
 FROM_HOST = {"self", "lm", "vocab_size"}  # arguments that do not come from config.yaml
 NULL = type(None)
@@ -113,13 +113,14 @@ def check_keys(config: Path, option: str, conf: Mapping, cls: type) -> None:
 
 def check_sizes(config: Path, settings: Mapping) -> None:
     """Raise InputError for an ``lm_conf`` of which no LM can be made."""
-    lm, lm_conf = settings["lm"], settings["lm_conf"]
-    for key, value in lm_conf.items():
+    name, conf = settings[families.OPTION], settings[families.CONF]
+    for key, value in conf.items():
         if key.endswith("dropout_rate") and not isinstance(value, (int, float)):
-            raise InputError(f"{config}: lm_conf.{key}", found=repr(value), expected="a number")
-    if any(lm.lower() in (*f.FLOAT_LMS, f.PACKED_LM) for f in FAMILIES):
+            what = f"{config}: {families.CONF}.{key}"
+            raise InputError(what, found=repr(value), expected="a number")
+    if families.find_family(name) is not None:
         try:
-            Architecture.from_lm_conf(lm_conf, len(settings["token_list"]), lm)
+            families.architecture_of(name, conf, len(settings["token_list"]))
         except InputError as error:
             raise error.at(config) from error
 

@@ -13,8 +13,8 @@ from typing import Iterable, Iterator, Optional
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.io import write_error
 from espnet_mpq.packed import container
+from espnet_mpq.packed.format import PACKED_FILE
 
-PACKED_FILE = "packed.safetensors"
 FOLDERS = ("images", "perplexity_test")
 # In the order in which they are put in place: config.yaml makes the directory an experiment.
 TARGETS = (PACKED_FILE, "receipt.json", *FOLDERS, "config.yaml")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Optional, Union
+from typing import Dict, Optional, Union
 
+import torch
+
+from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import CheckpointError, InputError, MismatchError, MpqError, near_matches
 from espnet_mpq.file_kind import absence
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment.config_file import (
     check_keys,
     check_sizes,
@@ -18,44 +23,69 @@ from espnet_mpq.hosts.espnet.experiment.config_file import (
 )
 from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.hosts.espnet.registry import register
+from espnet_mpq.io import sha256_file
+from espnet_mpq.packed.format import PACKED_FILE
+from espnet_mpq.vocabulary import Vocabulary
 
-PACKED_FILE = "packed.safetensors"
 # Tried in this order when no file is named; the host's recipes use the first two.
 CHECKPOINTS = (PACKED_FILE, "valid.loss.best.pth", "valid.loss.ave.pth", "valid.acc.best.pth")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An opened LM experiment.
+    """An opened experiment.
 
     Attributes:
-        model: the host's ESPnetLanguageModel in eval mode, on the CPU.
-        lm: model.lm.
+        kind: what it is: "lm".
+        model: the host's model (ESPnetLanguageModel) in eval mode, on the CPU.
+        prefix: of the names of ``module``'s weights in a checkpoint.
         args: the training options of config.yaml.
         config, checkpoint: the files read.
-        token_list: tokens by id.
+        vocabulary: tokens by id.
     """
 
-    model: object
-    lm: object
+    kind: str
+    model: torch.nn.Module
+    prefix: str
     args: argparse.Namespace
     config: Path
     checkpoint: Path
-    token_list: list
+    vocabulary: Vocabulary
 
     @property
-    def special_ids(self) -> dict:
-        """Ids of blank, unk (None when the list has none), sos and eos (the last id)."""
-        last = len(self.token_list) - 1
-        unk = self.token_list.index("<unk>") if "<unk>" in self.token_list else None
-        return {"blank": 0, "unk": unk, "sos": last, "eos": last}
+    def module(self) -> torch.nn.Module:
+        """The part of ``model`` that has the weights."""
+        return self.model.get_submodule(self.prefix.rstrip("."))
+
+    @property
+    def architecture(self) -> Architecture:
+        """The shape of ``module``; raises InputError for one that no packed file can hold."""
+        name, conf = (getattr(self.args, key) for key in (families.OPTION, families.CONF))
+        return families.architecture_of(name, conf, len(self.vocabulary))
+
+    @property
+    def weights(self) -> ClusterWeights:
+        """The weights of ``module``, cluster by cluster; raises InputError as `architecture`."""
+        return ClusterWeights(self.module, self.architecture.clusters())
+
+    @property
+    def identity(self) -> Dict[str, str]:
+        """SHA-256 of token list and checkpoint, as provenances name them."""
+        return {
+            "token_list_sha256": self.vocabulary.sha256,
+            "checkpoint_sha256": sha256_file(self.checkpoint),
+        }
+
+    def use_gpu(self, ngpu: int) -> None:
+        """Move the model to the GPU if ``ngpu`` is 1; raises InputError where there is none."""
+        if ngpu:
+            if not torch.cuda.is_available():
+                raise InputError("--ngpu 1", found="no usable GPU", expected="--ngpu 0")
+            self.model.to("cuda")
 
     @property
     def is_packed(self) -> bool:
         return self.checkpoint.suffix == ".safetensors"
-
-
-FpExperiment = Experiment
 
 
 def load_fp_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
@@ -117,7 +147,8 @@ def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experime
             ) from error
         load_strictly(model, checkpoint)
     model.eval()
-    return Experiment(model, model.lm, args, config, checkpoint, list(args.token_list))
+    vocabulary = families.vocabulary(args.token_list)
+    return Experiment("lm", model, families.PREFIX, args, config, checkpoint, vocabulary)
 
 
 def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:

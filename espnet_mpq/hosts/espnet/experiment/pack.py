@@ -10,25 +10,23 @@ from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 import torch
 
 from espnet_mpq import __version__
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.errors import MismatchError, PlanError
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment.config_file import find_config, read_config
 from espnet_mpq.hosts.espnet.experiment.directory import (
-    PACKED_FILE,
     check_output,
     replaced_directory,
 )
 from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint
 from espnet_mpq.hosts.espnet.experiment.state import read_state
 from espnet_mpq.io import sha256_bytes, sha256_file, token_list_sha256, write_json
-from espnet_mpq.packed.architecture import FAMILIES, Architecture
-from espnet_mpq.packed.format import PackedModel, save_packed
-from espnet_mpq.packed.pack import pack_lm, rounded_clusters
+from espnet_mpq.packed.format import PACKED_FILE, PackedModel, save_packed
+from espnet_mpq.packed.pack import pack, rounded_clusters
 from espnet_mpq.packed.receipt import receipt
 from espnet_mpq.plan import Plan
 
 LOG = logging.getLogger("espnet_mpq")
-PREFIX = "lm."  # ESPnetLanguageModel keeps the LM under this attribute
-FLOAT_LMS = tuple(name for family in FAMILIES for name in family.FLOAT_LMS)
 
 
 def pack_experiment(
@@ -61,7 +59,9 @@ def pack_experiment(
     config_path, checkpoint, config = _open(lm_exp, lm_file)
     check_output(output_dir, [Path(lm_exp)] + ([Path(fp_exp)] if fp_exp else []))
     token_list = config["token_list"]
-    architecture = Architecture.from_lm_conf(config["lm_conf"], len(token_list), config["lm"])
+    architecture = families.architecture_of(
+        config[families.OPTION], config[families.CONF], len(token_list)
+    )
     chosen = _choose_plan(plan, config, config_path)
     chosen.check(architecture.clusters())
     weights = read_weights(checkpoint)
@@ -77,8 +77,13 @@ def pack_experiment(
         _, fp_checkpoint, _ = _open(fp_exp, fp_file)
         fp_weights = read_weights(fp_checkpoint)
         source["fp_checkpoint_sha256"] = sha256_file(fp_checkpoint)
-    packed = pack_lm(
-        weights, architecture, chosen, token_list, source=source, fp_weights=fp_weights
+    packed = pack(
+        weights,
+        architecture,
+        chosen,
+        families.vocabulary(token_list),
+        source=source,
+        fp_weights=fp_weights,
     )
     rounded = rounded_clusters(packed, weights)
     if plan is None and rounded:
@@ -120,11 +125,11 @@ def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
     """
     state = read_state(checkpoint)
     names = list(state)
-    if not names or not all(str(name).startswith(PREFIX) for name in names):
+    if not names or not all(str(name).startswith(families.PREFIX) for name in names):
         raise MismatchError(
             f"{checkpoint} is not the state of a language model",
             found=", ".join(map(str, names[:4])) or "an empty dict",
-            expected=f"names that start with {PREFIX}",
+            expected=f"names that start with {families.PREFIX}",
             todo="give valid.loss.best.pth of an LM experiment",
         )
     for name, value in state.items():
@@ -135,7 +140,7 @@ def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
                 expected="a tensor of floating-point numbers",
                 todo="give valid.loss.best.pth of an LM experiment",
             )
-    return {name[len(PREFIX) :]: tensor for name, tensor in state.items()}
+    return {name[len(families.PREFIX) :]: tensor for name, tensor in state.items()}
 
 
 def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
@@ -144,18 +149,18 @@ def _open(lm_exp, lm_file: Optional[str]) -> Tuple[Path, Path, dict]:
     config = read_config(config_path)
     checkpoint = find_checkpoint(folder, lm_file)
     choice = str(config["lm"]).lower()
-    if choice.startswith("mpq_packed") or checkpoint.suffix == ".safetensors":
+    if families.is_packed(choice) or checkpoint.suffix == ".safetensors":
         raise MismatchError(
             f"{folder} is packed already",
             found=f"lm: {choice}, {checkpoint.name}",
             expected="an LM with float weights",
             todo="give the experiment it was packed from",
         )
-    if choice not in FLOAT_LMS:
+    if choice not in families.FLOATS:
         raise MismatchError(
             f"{config_path} describes an LM that cannot be packed",
             found=f"lm: {choice}",
-            expected="one of " + ", ".join(FLOAT_LMS),
+            expected="one of " + ", ".join(families.FLOATS),
         )
     return config_path, checkpoint, config
 
@@ -196,8 +201,8 @@ def _write_config(path: Path, config: Mapping, architecture: Architecture, plan:
     from espnet_mpq.io import atomic_write
 
     new = {key: value for key, value in config.items() if not key.startswith("mpq_")}
-    new["lm"] = architecture.PACKED_LM
-    new["lm_conf"] = {**architecture.lm_conf(), "plan": plan.to_dict(provenance=False)}
+    new["lm"] = families.family_of(architecture).packed
+    new["lm_conf"] = {**families.conf_of(architecture), "plan": plan.to_dict(provenance=False)}
     conf = config.get("model_conf") or {}
     new["model"] = "lm"
     new["model_conf"] = {k: v for k, v in conf.items() if k in ("ignore_id",)}

@@ -7,19 +7,12 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from espnet_mpq.clusters import find_clusters, rest_parameters
+from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import InputError
 from espnet_mpq.hosts.espnet.lm.rnn import MpqSequentialRNNLM
 from espnet_mpq.hosts.espnet.lm.transformer import MpqTransformerLM
-from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.metadata import header_n_bytes
-from espnet_mpq.plan import (
-    budget_n_bytes,
-    cluster_n_bytes,
-    plan_size,
-    total_n_weights,
-    uniform_plan,
-)
+from espnet_mpq.packed.size import most_fixed_n_bytes
+from espnet_mpq.plan import budget_n_bytes, total_n_weights
 from espnet_mpq.search.candidates import Candidates
 from espnet_mpq.search.nas import Draw, Mixture
 from espnet_mpq.search.nas_options import NasOptions
@@ -51,20 +44,17 @@ class NasLm:
         InputError: bad options, a plan besides them, or a budget below the smallest LM.
     """
 
-    FP_LM: str  # the host's name of the class with float weights
-
     def __init__(self, vocab_size: int, nas: Mapping, **host_options):
         if host_options.get("plan") is not None:
             raise InputError("an LM that searches its bits has no plan", todo="remove lm_conf.plan")
         super().__init__(vocab_size=vocab_size, **host_options)
         options = NasOptions.from_dict(nas)
-        clusters = find_clusters(self)
-        architecture = Architecture.from_lm_conf(host_options, vocab_size, self.FP_LM)
-        rest = rest_parameters(self, clusters)
-        fixed = fixed_n_bytes(architecture, clusters, rest, options)
-        n_weights = total_n_weights(clusters, rest)
+        clusters = self.architecture.clusters()
+        specs = list(options.specs().values())
+        fixed = most_fixed_n_bytes(self.architecture, specs, options.scale_dtype)
+        n_weights = total_n_weights(clusters, self.architecture.rest())
         budget = budget_n_bytes(n_weights, options.budget, options.budget_bytes)
-        self.candidates = Candidates(self, clusters, options)
+        self.candidates = Candidates(ClusterWeights(self, clusters), options)
         names = [name for name, _ in self.named_parameters()]
         self.nas = Mixture(clusters, options, fixed, budget)
         self.nas.logits.requires_grad_(options.phase != "weights")
@@ -87,27 +77,6 @@ class NasLm:
         return self.candidates.mixed(name, chosen, self._exact())
 
 
-def fixed_n_bytes(architecture: Architecture, clusters, rest, options: NasOptions) -> int:
-    """Bytes of a packed file besides its clusters' tensors, for any choice of candidates.
-
-    The header grows by a few bytes with the places of the tensors in the file; this is its
-    length for the worst uniform plan, so no true file is larger than was reckoned.
-    """
-    fixed = 0
-    for bits in options.bits:
-        plan = uniform_plan(
-            clusters, bits, options.grid, options.tying, options.group_size, options.scale_dtype
-        )
-        header = header_n_bytes(architecture, plan)
-        whole = plan_size(plan, clusters, rest, header).n_bytes
-        own = sum(
-            cluster_n_bytes(cluster, plan.clusters[cluster.name], plan.scale_dtype)
-            for cluster in clusters
-        )
-        fixed = max(fixed, whole - own)
-    return fixed
-
-
 class MpqNasSequentialRNNLM(NasLm, MpqSequentialRNNLM):
     """Super-network of the host's recurrent LM.
 
@@ -116,8 +85,6 @@ class MpqNasSequentialRNNLM(NasLm, MpqSequentialRNNLM):
     recurrence whatever the number of candidates. A gate's own non-linearity comes after the
     sum, as in Xu et al. 2021, where the pre-activation is the layer's output.
     """
-
-    FP_LM = "seq_rnn"
 
     def forward(self, input: torch.Tensor, hidden) -> Tuple[torch.Tensor, object]:
         """tokens (B, T) and state or None -> logits (B, T, V) and state, as the host's."""
@@ -168,8 +135,6 @@ class MpqNasTransformerLM(NasLm, MpqTransformerLM):
     with each candidate's weights are summed, as in Xu et al. 2021; a one-hot draw runs that
     path alone. The output projection is linear, there the weights are summed.
     """
-
-    FP_LM = "transformer"
 
     def forward(self, input: torch.Tensor, hidden: None) -> Tuple[torch.Tensor, None]:
         """tokens (B, T) -> logits (B, T, V), None; as the host's."""

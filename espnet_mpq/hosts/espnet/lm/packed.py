@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Mapping
 
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.plan import Plan
-from espnet_mpq.runtime.packed import PackedLm
+from espnet_mpq.runtime.packed import PackedModule
 
 
 class PackedHostLm:
@@ -19,11 +20,11 @@ class PackedHostLm:
     """
 
     RUNTIME: type
-    packed: PackedLm
+    packed: PackedModule
 
     def build(self, lm: str, lm_conf: Mapping, vocab_size: int, plan: Mapping) -> None:
         """Make the empty runtime; raises PlanError or InputError for what cannot be."""
-        architecture = Architecture.from_lm_conf(lm_conf, vocab_size, lm)
+        architecture = families.architecture_of(lm, lm_conf, vocab_size)
         self.packed = self.RUNTIME(architecture, Plan.from_dict(plan))
         self.train(False)
 

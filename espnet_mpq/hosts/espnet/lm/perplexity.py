@@ -22,10 +22,11 @@ def sentence_nll(exp: Experiment, text: TokenizedText, *, batch_size: int = 32) 
     if batch_size < 1:
         raise InputError("the batch size", found=batch_size, expected="at least 1")
     nll_nats: List[float] = []
-    exp.lm.eval()
+    exp.module.eval()
     with torch.no_grad():
-        for inputs, targets, mask in batches(text, exp.special_ids, batch_size=batch_size):
-            logits, _ = exp.lm(inputs, None)
+        special_ids = exp.vocabulary.special_ids
+        for inputs, targets, mask in batches(text, special_ids, batch_size=batch_size):
+            logits, _ = exp.module(inputs, None)
             nll = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
             nll_nats += nll.double().masked_fill(~mask, 0.0).sum(1).tolist()
     return nll_nats

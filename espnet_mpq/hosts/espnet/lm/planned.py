@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Optional
 
-from espnet_mpq.clusters import find_clusters
+from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.errors import MismatchError
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.plan import Plan
 
 
@@ -15,6 +16,10 @@ class PlannedLm:
     The forward pass is the host's own: the trainer writes projected weights into the
     parameters before it validates or saves, so checkpoints lie on the grid.
 
+    Attributes:
+        architecture: the shape of the LM.
+        plan: as given, None for a plain fp LM.
+
     Args:
         plan: the JSON form of a Plan (``lm_conf.plan``), or None for a plain fp LM.
         **host_options: as the host's class.
@@ -23,12 +28,17 @@ class PlannedLm:
         PlanError: the plan does not fit this LM.
     """
 
+    FP_LM: str  # the host's name of the class with float weights
+    architecture: Architecture
+    plan: Optional[Plan]
+
     def __init__(self, vocab_size: int, plan: Optional[dict] = None, **host_options):
         super().__init__(vocab_size=vocab_size, **host_options)
+        self.architecture = families.architecture_of(self.FP_LM, host_options, vocab_size)
         self.plan = None
         if plan is not None:
             self.plan = Plan.from_dict(plan)
-            self.plan.check(find_clusters(self))
+            self.plan.check(self.architecture.clusters())
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if not hasattr(self, "nas"):  # weights of a super-network, without its architecture

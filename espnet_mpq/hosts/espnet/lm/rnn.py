@@ -13,3 +13,5 @@ class MpqSequentialRNNLM(PlannedLm, SequentialRNNLM):
     Options of the host: vocab_size, unit, nhid, nlayers, dropout_rate, tie_weights, rnn_type,
     ignore_id.
     """
+
+    FP_LM = "seq_rnn"

@@ -111,7 +111,7 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
         InputError: as `build_tokenizer`, or no token can be made at all.
     """
     preprocess = build_tokenizer(exp.args, str(exp.config))
-    unk = exp.special_ids["unk"]
+    unk = exp.vocabulary.special_ids["unk"]
 
     def ids_of(utt: str, text: str) -> torch.Tensor:
         return torch.from_numpy(preprocess(utt, {"text": text})["text"]).long()
@@ -143,7 +143,7 @@ def tokenize(exp, sentences: Sequence[Tuple[str, str]]) -> TokenizedText:
             raise InputError(
                 "no token of the text is known to the LM",
                 found=" ".join(examples),
-                expected=f"tokens such as {' '.join(exp.token_list[2:8])}",
+                expected=f"tokens such as {' '.join(exp.vocabulary.tokens[2:8])}",
                 todo="check the language and letter case (upper, lower) of the text",
             )
     return TokenizedText([utt for utt, _ in sentences], ids, n_words, n_oov_tokens, n_oov_words)

@@ -13,3 +13,5 @@ class MpqTransformerLM(PlannedLm, TransformerLM):
     Options of the host: vocab_size, pos_enc (None or "sinusoidal"), embed_unit, att_unit, head,
     unit, layer, dropout_rate, positional_dropout_rate, attention_dropout_rate.
     """
+
+    FP_LM = "transformer"

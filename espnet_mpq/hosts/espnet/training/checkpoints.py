@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 
@@ -101,14 +101,16 @@ def atomic_save(path: Path, value) -> None:
 
 def project_averages(
     output_dir: Path,
-    model: torch.nn.Module,
-    project: Callable[[torch.nn.Module], Optional[object]],
+    prefix: str,
+    part: torch.nn.Module,
+    project: Callable[[torch.nn.Module], None],
 ) -> None:
     """Put the host's n-best averages on the grid; the mean of grid points lies off it.
 
     Args:
-        model: the ESPnet model; a copy of its LM is used.
-        project: projects the LM it is given, in place.
+        prefix: of the part's names in a checkpoint.
+        part: what has the plan; a copy is used.
+        project: projects the module it is given, in place.
 
     Raises:
         CheckpointError: an average is damaged.
@@ -117,12 +119,12 @@ def project_averages(
     paths = [p for p in paths if not p.is_symlink()]
     if not paths:
         return
-    prefix = "lm."
-    lm = copy.deepcopy(model.lm).cpu()
+    module = copy.deepcopy(part).cpu()
     for path in sorted(paths):
         state = read_state(path)
-        lm.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-        project(lm)
-        state.update({prefix + k: v for k, v in lm.state_dict().items()})
+        own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        module.load_state_dict(own)
+        project(module)
+        state.update({prefix + k: v for k, v in module.state_dict().items()})
         atomic_save(path, state)
         logging.info(f"{path} was projected onto the grid of the plan")

@@ -8,7 +8,7 @@ from typing import List
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.io import sha256_file
 from espnet_mpq.plan import Plan
-from espnet_mpq.training.admm import AdmmController
+from espnet_mpq.training.controller import Controller
 
 
 def refuse_unsupported(optimizers, options) -> None:
@@ -58,26 +58,30 @@ def check_start(plan: Plan, init_param: List[str]) -> None:
         )
 
 
-def check_nas_start(options, distributed_option) -> None:
-    """Raise InputError for what a super-network cannot be trained with; warn of a cold start."""
+def refuse_one_process_for_gpus(what: str, distributed_option) -> None:
+    """Raise InputError where one process would drive several GPUs (DataParallel)."""
     if distributed_option.ngpu > 1 and not distributed_option.distributed:
-        # DataParallel's copies of the LM would share the candidates of the first GPU.
         raise InputError(
-            "search of bits in one process",
+            f"{what} in one process",
             found=f"--ngpu {distributed_option.ngpu}",
             expected="one process per GPU",
             todo="add --multiprocessing_distributed true, or give --ngpu 1",
         )
+
+
+def check_nas_start(options, distributed_option) -> None:
+    """Raise InputError for what a super-network cannot be trained with; warn of a cold start."""
+    # DataParallel's copies of the model would share the candidates of the first GPU.
+    refuse_one_process_for_gpus("search of bits", distributed_option)
     if options.mpq_distill:
         raise InputError("search of bits: --mpq_distill", found=options.mpq_distill, expected=0)
     if not options.init_param:
         logging.warning("NO --init_param: the bits are searched for an LM of random weights.")
 
 
-def check_updates(controller: AdmmController, options) -> None:
+def check_updates(controller: Controller, options) -> None:
     """Raise InputError if epochs went by, now or before a resume, without a single update."""
-    started = controller.table is not None
-    if not started or controller.n_updates or options.no_forward_run:
+    if options.no_forward_run or not controller.is_idle():
         return
     raise InputError(
         "no update was made in any epoch: the LM is the projected fp LM",

@@ -28,11 +28,11 @@ def test_opens_an_experiment_in_eval_mode(load, fp_exp):
     saved = torch.load(fp_exp.checkpoint)
     for name, value in exp.model.state_dict().items():
         assert torch.equal(value, saved[name]), name
-    assert not exp.model.training and exp.lm is exp.model.lm
+    assert not exp.model.training and exp.module is exp.model.lm
     assert exp.checkpoint == fp_exp.checkpoint and exp.config == fp_exp.config
-    assert exp.token_list == fp_exp.token_list
+    assert list(exp.vocabulary.tokens) == fp_exp.token_list
     last = len(fp_exp.token_list) - 1
-    assert exp.special_ids == {"blank": 0, "unk": 1, "sos": last, "eos": last}
+    assert exp.vocabulary.special_ids == {"blank": 0, "unk": 1, "sos": last, "eos": last}
 
 
 def test_chooses_the_checkpoint(load, exp_copy):

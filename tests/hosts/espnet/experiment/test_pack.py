@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from found import find_clusters, rest_parameters
 
-from espnet_mpq.clusters import find_clusters, rest_parameters
 from espnet_mpq.errors import FormatError, InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet.experiment import pack as module
 from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment, read_weights
+from espnet_mpq.hosts.espnet.families import architecture_of
 from espnet_mpq.io import sha256_file, token_list_sha256
-from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.dequantize import dequantize
-from espnet_mpq.packed.format import header_n_bytes, load_packed
+from espnet_mpq.packed.dequantize import float_state
+from espnet_mpq.packed.format import load_packed
+from espnet_mpq.packed.size import header_n_bytes
 from espnet_mpq.plan import ClusterSpec, plan_size
 
 from packed_models import mixed, uniform  # isort: skip
@@ -30,7 +31,7 @@ from packed_models import mixed, uniform  # isort: skip
 
 @pytest.fixture(scope="module")
 def arch(fp_exp):
-    return Architecture.from_lm_conf(fp_exp.settings["lm_conf"], len(fp_exp.token_list), "seq_rnn")
+    return architecture_of("seq_rnn", fp_exp.settings["lm_conf"], len(fp_exp.token_list))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def quantized_exp(fp_exp, plan_file, packed_dir, tmp_path):
     """An experiment whose weights lie on the plan's grid, with the plan in lm_conf."""
     folder = tmp_path / "lm_mpq"
     shutil.copytree(fp_exp.path, folder)
-    values = dequantize(load_packed(packed_dir / "packed.safetensors"))
+    values = float_state(load_packed(packed_dir / "packed.safetensors"))
     state = {"lm." + name: value for name, value in values.items()}
     if "lm.decoder.weight" not in state:
         state["lm.decoder.weight"] = state["lm.encoder.weight"]
@@ -131,7 +132,7 @@ def test_token_list_file_is_read_as_the_host_does_and_inlined(
 
 def test_architecture_has_the_parameters_and_clusters_of_the_host_lm(host, tiny_lm, arch):
     shapes = {n: tuple(p.shape) for n, p in tiny_lm.named_parameters()}
-    assert arch.parameter_shapes() == shapes and list(arch.parameter_shapes()) == list(shapes)
+    assert arch.state_shapes() == shapes and list(arch.state_shapes()) == list(shapes)
     assert arch.clusters() == find_clusters(tiny_lm)
     assert arch.rest() == rest_parameters(tiny_lm, find_clusters(tiny_lm))
 
@@ -149,7 +150,7 @@ def test_host_loads_the_directory_and_scores_as_the_dequantized_lm(
     )
     assert args.token_list == fp_exp.token_list and args.token_type == "char"
     float_model, _ = host.LMTask.build_model_from_file(str(fp_exp.config), str(fp_exp.checkpoint))
-    values = dequantize(load_packed(packed_file))
+    values = float_state(load_packed(packed_file))
     float_model.lm.load_state_dict({**float_model.lm.state_dict(), **values})
     float_model.eval()
     text = torch.randint(2, 20, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -188,7 +189,7 @@ def test_config_keeps_what_the_host_needs(fp_exp, packed_dir, arch):
     changed = {key for key in new if new[key] != old.get(key)}
     assert changed <= {"lm", "lm_conf", "model_conf", "init", "init_param", "model"}
     assert new["lm"] == "mpq_packed_rnn" and new["model"] == "lm"
-    assert Architecture.from_lm_conf(new["lm_conf"], len(new["token_list"]), new["lm"]) == arch
+    assert architecture_of(new["lm"], new["lm_conf"], len(new["token_list"])) == arch
     assert "plan" in new["lm_conf"] and "provenance" not in new["lm_conf"]["plan"]
 
 
@@ -198,7 +199,7 @@ def test_quantized_experiment_packs_exactly(quantized_exp, fp_exp, tmp_path, cap
     packed = pack_experiment(quantized_exp, out, fp_exp=fp_exp.path, command=command)
     assert not caplog.records
     weights = read_weights(quantized_exp / "valid.loss.best.pth")
-    for name, value in dequantize(packed).items():
+    for name, value in float_state(packed).items():
         assert torch.allclose(value, weights[name], rtol=1e-6, atol=0)
     assert (out / "perplexity_test" / "ppl").read_text() == "7.5\n"
     receipt = json.loads((out / "receipt.json").read_text())

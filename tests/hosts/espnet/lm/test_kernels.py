@@ -12,9 +12,9 @@ from espnet_mpq.plan import uniform_plan
 def int8_exp(fp_exp, tmp_path_factory):
     """`fp_exp` with 4 bits everywhere: all of it has kernels."""
     from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
-    from espnet_mpq.packed.architecture import Architecture
+    from espnet_mpq.hosts.espnet.families import architecture_of
 
-    clusters = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], 31, "seq_rnn").clusters()
+    clusters = architecture_of("seq_rnn", fp_exp.settings["lm_conf"], 31).clusters()
     folder = tmp_path_factory.mktemp("int8") / "lm_packed"
     pack_experiment(fp_exp.path, folder, plan=uniform_plan(clusters, 4))
     return folder

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from found import find_clusters, get_mats, set_mats
 
-from espnet_mpq.clusters import find_clusters, get_mats, set_mats
 from espnet_mpq.errors import InputError
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.fake_quant import project_cluster

@@ -11,7 +11,8 @@ import torch
 from decoding_runs import check_changing_beam
 
 from espnet_mpq.errors import MismatchError, PlanError
-from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.hosts.espnet.families import conf_of
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.plan import ClusterSpec
 
 from packed_models import architecture, mixed, packed_model, uniform  # isort: skip
@@ -34,11 +35,11 @@ def pair(host, rnn_type="lstm", unit=7, nhid=7, nlayers=2, tied=False):
     arch = architecture(rnn_type, V, unit, nhid, nlayers, tied)
     packed = packed_model(arch, mixed(arch, nlayers))
     lm_class = host.lm_choices.get_class("mpq_packed_rnn")
-    lm = lm_class(V, plan=packed.plan.to_dict(), **arch.lm_conf())
+    lm = lm_class(V, plan=packed.plan.to_dict(), **conf_of(arch))
     lm.load(packed)
     conf = dict(unit=unit, nhid=nhid, nlayers=nlayers, tie_weights=tied, rnn_type=rnn_type)
     float_lm = SequentialRNNLM(V, **conf).eval()
-    weights = dequantize(packed)
+    weights = float_state(packed)
     if tied:
         weights["decoder.weight"] = weights["encoder.weight"]
     float_lm.load_state_dict(weights)
@@ -156,7 +157,7 @@ def test_gathering_and_stacking_give_the_same_bits(host, kernels, monkeypatch):
     arch = architecture("lstm", V, 7, 9, 2)
     packed = packed_model(arch, uniform(arch, ClusterSpec(2)))
     lm_class = host.lm_choices.get_class("mpq_packed_rnn")
-    lm = lm_class(V, plan=packed.plan.to_dict(), **arch.lm_conf())
+    lm = lm_class(V, plan=packed.plan.to_dict(), **conf_of(arch))
     lm.load(packed)
     for path in (*kernels, "reference"):
         monkeypatch.setenv("MPQ_KERNEL", path)
@@ -227,13 +228,13 @@ def test_wrong_plans_are_refused_when_building(host):
     lm_class = host.lm_choices.get_class("mpq_packed_rnn")
     arch = architecture(vocab_size=V)
     plan = uniform(arch, ClusterSpec(2)).to_dict()
-    lm_class(V, plan=plan, **arch.lm_conf())
+    lm_class(V, plan=plan, **conf_of(arch))
     for bits in (3, 0, "2"):
         bad = copy.deepcopy(plan)
         bad["clusters"]["output"]["bits"] = bits
         with pytest.raises(PlanError, match="bits"):
-            lm_class(V, plan=bad, **arch.lm_conf())
+            lm_class(V, plan=bad, **conf_of(arch))
     with pytest.raises(PlanError, match="rnn.l1"):
-        lm_class(V, plan=plan, **{**arch.lm_conf(), "nlayers": 1})
+        lm_class(V, plan=plan, **{**conf_of(arch), "nlayers": 1})
     with pytest.raises(PlanError, match="output"):
-        lm_class(V, plan=plan, **{**arch.lm_conf(), "tie_weights": True})
+        lm_class(V, plan=plan, **{**conf_of(arch), "tie_weights": True})

@@ -22,10 +22,10 @@ from decoding_runs import (
 from espnet_mpq.errors import InputError, MismatchError, PlanError
 from espnet_mpq.hosts.espnet.experiment.opened import load_lm
 from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
+from espnet_mpq.hosts.espnet.families import architecture_of, conf_of
 from espnet_mpq.hosts.espnet.lm import perplexity
 from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
-from espnet_mpq.packed.architecture import Architecture
-from espnet_mpq.packed.dequantize import dequantize
+from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.packed.format import load_packed
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.text import read_text
@@ -59,7 +59,7 @@ def fp_dir(train, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed_dir(fp_dir, tmp_path_factory):
-    clusters = Architecture.from_lm_conf(CONF, V, "transformer").clusters()
+    clusters = architecture_of("transformer", CONF, V).clusters()
     plan = Plan({c.name: spec for c, spec in zip(clusters, SPECS)})
     folder = tmp_path_factory.mktemp("packed") / "lm"
     pack_experiment(fp_dir, folder, plan=plan)
@@ -72,7 +72,7 @@ def float_dir(fp_dir, packed_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("float") / "lm"
     folder.mkdir()
     shutil.copy(fp_dir / "config.yaml", folder)
-    values = dequantize(load_packed(packed_dir.checkpoint))
+    values = float_state(load_packed(packed_dir.checkpoint))
     exp = experiment(folder, "valid.loss.best.pth")
     torch.save({f"lm.{name}": value for name, value in values.items()}, exp.checkpoint)
     return exp
@@ -111,14 +111,14 @@ def test_scores_are_the_hosts(float_activations, host, packed_dir, pos_enc):
     from espnet2.lm.transformer_lm import TransformerLM
 
     conf = {**CONF, "pos_enc": pos_enc, "att_unit": 12}
-    arch = Architecture.from_lm_conf(conf, V, "transformer")
+    arch = architecture_of("transformer", conf, V)
     packed = packed_model(arch, mixed(arch, 3))
     ours = host.lm_choices.get_class("mpq_packed_transformer")(
-        V, plan=packed.plan.to_dict(), **arch.lm_conf()
+        V, plan=packed.plan.to_dict(), **conf_of(arch)
     )
     ours.load(packed)
     theirs = TransformerLM(V, **conf).eval()
-    theirs.load_state_dict(dequantize(packed))
+    theirs.load_state_dict(float_state(packed))
     ids = torch.randint(1, V, (4, 7), generator=torch.Generator().manual_seed(1))
     ids[0, 4:], ids[1, 0], ids[2, :3], ids[3, 2] = 0, 0, 0, 0
     with torch.no_grad():

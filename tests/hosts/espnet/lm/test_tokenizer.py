@@ -38,7 +38,7 @@ def test_counts_unknown_words(tokenizer, exp, caplog):
         got = tokenizer.tokenize(exp, [("u", "the N\u00d6 cat"), ("v", "9to5 the 7"), ("w", "it")])
     assert (got.n_oov_tokens, got.n_oov_words) == (5, 3)
     assert got.n_words == [3, 3, 1]
-    assert got.ids[1].tolist()[:4] == [1, *(exp.token_list.index(c) for c in "to"), 1]
+    assert got.ids[1].tolist()[:4] == [1, *(exp.vocabulary.tokens.index(c) for c in "to"), 1]
     assert "5 of 22 tokens" in caplog.text and "(in 3 of 7 words)" in caplog.text
     assert got.n_tokens == 22 + 3
     with pytest.raises(InputError, match="no token of the text is known.*letter case"):
@@ -55,11 +55,11 @@ def test_batches_give_the_hosts_loss(tokenizer, exp, tiny_text):
     expected = nll.double().sum(1)
     for options in ({"batch_size": 7}, {"batch_size": 1}, {"max_batch_tokens": 64}, {}):
         rows, widths = [], []
-        for inputs, targets, mask in batches(tokenized, exp.special_ids, **options):
+        for inputs, targets, mask in batches(tokenized, exp.vocabulary.special_ids, **options):
             assert inputs.dtype == targets.dtype == torch.int64 and mask.dtype == torch.bool
-            assert (inputs[:, 0] == exp.special_ids["sos"]).all()
+            assert (inputs[:, 0] == exp.vocabulary.special_ids["sos"]).all()
             with torch.no_grad():
-                logp = exp.lm(inputs, None)[0].log_softmax(-1)
+                logp = exp.module(inputs, None)[0].log_softmax(-1)
             picked = -logp.gather(-1, targets[..., None])[..., 0].double()
             rows.append((picked * mask).sum(1))
             widths.append(inputs.shape)
@@ -118,7 +118,7 @@ def test_bpe_model_is_found_or_searched_aloud(
     monkeypatch.chdir(tmp_path)  # not the recipe folder
     got = tokenizer.tokenize(exp, [("u", tiny_text[0])])
     expected = model.encode(tiny_text[0], out_type=str)
-    assert [exp.token_list[i] for i in got.ids[0]] == expected
+    assert [list(exp.vocabulary.tokens)[i] for i in got.ids[0]] == expected
     Path(f"{prefix}.model").unlink()
     with pytest.raises(InputError, match="bpemodel file of .*missing.*data/bpe/bpe.model"):
         tokenizer.tokenize(exp, [("u", tiny_text[0])])

@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
+from found import find_clusters, get_mats, rest_parameters
 from lm_runs import ADMM, EXTRA, assert_on_grid, assert_same, checkpoint, lm_of, load
 
-from espnet_mpq.clusters import find_clusters, get_mats, rest_parameters
 from espnet_mpq.errors import MismatchError, PlanError
-from espnet_mpq.packed.architecture import Architecture
+from espnet_mpq.hosts.espnet.families import architecture_of
 from espnet_mpq.training.admm import STATE_KEY
 
 # 15 is divisible by the 3 heads, and nothing else by anything.
@@ -165,6 +165,6 @@ def test_the_architecture_is_the_one_of_the_host(host):
     from espnet2.lm.transformer_lm import TransformerLM
 
     for conf in (CONF, {"pos_enc": "sinusoidal", "layer": 1}, {}):
-        arch = Architecture.from_lm_conf(conf, 21, "transformer")
+        arch = architecture_of("transformer", conf, 21)
         theirs = {n: tuple(p.shape) for n, p in TransformerLM(21, **conf).named_parameters()}
-        assert list(arch.parameter_shapes().items()) == list(theirs.items())
+        assert list(arch.state_shapes().items()) == list(theirs.items())

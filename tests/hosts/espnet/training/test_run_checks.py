@@ -63,20 +63,21 @@ def test_a_run_without_one_update_is_an_error(train, fp, tmp_path):
 
 
 def test_teacher_and_several_gpus_in_one_process_are_refused(host):
-    from espnet_mpq.hosts.espnet.training.trainer import _attach_teacher
+    from espnet_mpq.hosts.espnet.training.teacher import attach_teacher
 
     lm = host.lm_choices.get_class("seq_rnn")(vocab_size=5, unit=4, nlayers=2)
     model = host.model_choices.get_class("mpq_lm")(lm=lm, vocab_size=5)
     options = SimpleNamespace(mpq_distill=0.5, mpq_teacher=None, init_param=["fp.pth"])
     with pytest.raises(InputError, match="ngpu 2.*--multiprocessing_distributed true"):
-        _attach_teacher(model, options, SimpleNamespace(ngpu=2, distributed=False))
+        attach_teacher(model, "lm.", lm, options, SimpleNamespace(ngpu=2, distributed=False))
     assert model.teacher is None
     for ngpu, distributed in ((1, True), (1, False), (0, False)):
         model.set_teacher(None, 0.0)
-        _attach_teacher(model, options, SimpleNamespace(ngpu=ngpu, distributed=distributed))
+        option = SimpleNamespace(ngpu=ngpu, distributed=distributed)
+        attach_teacher(model, "lm.", lm, options, option)
         assert model.teacher is not None
     options.mpq_distill = 0.0
-    _attach_teacher(model, options, SimpleNamespace(ngpu=2, distributed=False))
+    attach_teacher(model, "lm.", lm, options, SimpleNamespace(ngpu=2, distributed=False))
 
 
 def test_fused_optimizer_with_amp_is_refused(host):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from found import find_clusters, weights_of
 from lm_runs import (
     ADMM,
     CHARS,
@@ -18,7 +19,6 @@ from lm_runs import (
     load,
 )
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.training.admm import STATE_KEY
 
@@ -95,11 +95,11 @@ def test_extragradient_replays_the_window_of_the_host(train, fp, tmp_path, monke
     from espnet_mpq.training.admm import AdmmController
 
     def compare(self):
-        first = [p.grad.clone() for p in self.lm.parameters()]
-        for p in self.lm.parameters():
+        first = [p.grad.clone() for p in self.weights.module.parameters()]
+        for p in self.weights.module.parameters():
             p.grad.zero_()
         self.gradient_at()
-        pairs.append([(a, p.grad.clone()) for a, p in zip(first, self.lm.parameters())])
+        pairs.append([(a, p.grad.clone()) for a, p in zip(first, self.weights.module.parameters())])
         self._add_penalty()
 
     monkeypatch.setattr(AdmmController, "_extragradient", compare)
@@ -189,7 +189,7 @@ def test_a_transformer_lm_with_a_plan_trains_too(host):
     model = host.model_choices.get_class("mpq_lm")(lm=lm, vocab_size=len(CHARS))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     controller = AdmmController(
-        lm, lm.plan, optimizer, AdmmOptions(dual_period_updates=2, finish_epochs=1)
+        weights_of(lm), lm.plan, optimizer, AdmmOptions(dual_period=2, finish_epochs=1)
     )
     text = torch.randint(2, 20, (4, 9), generator=torch.Generator().manual_seed(2))
     losses = []

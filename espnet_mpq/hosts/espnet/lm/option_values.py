@@ -76,7 +76,7 @@ def check_admm(settings: Mapping, where: str = "training option") -> None:
     """Raise InputError for values of mpq_* that ADMM training would refuse."""
     values = {}
     for field in fields(AdmmOptions):
-        name = "mpq_dual_period" if field.name == "dual_period_updates" else f"mpq_{field.name}"
+        name = f"mpq_{field.name}"
         if name in settings:
             values[field.name] = settings[name]
     try:

@@ -163,8 +163,8 @@ def test_other_options_in_the_same_folder_are_refused(host, search, tmp_path):
 @pytest.mark.parametrize("lm", LMS)
 def test_configurations_build_in_a_dry_run(host, make_lm_exp, tmp_path, lm):
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.training.config import to_yaml
-    from espnet_mpq.hosts.espnet.training.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import to_yaml
     from espnet_mpq.search.nas_options import NasOptions
 
     fp = make_lm_exp(tmp_path / "fp", lm=lm, lm_conf=LMS[lm], n_steps=1)

@@ -27,7 +27,7 @@ def written_and_read(exp, text_file, folder):
     from espnet2.train.dataset import ESPnetDataset
 
     from espnet_mpq.hosts.espnet.lm.tokenizer import build_tokenizer, tokenize
-    from espnet_mpq.hosts.espnet.training.run import _write_set
+    from espnet_mpq.hosts.espnet.lm.train import _write_set
 
     sentences = read_text(text_file, "kaldi")
     n_tokens = _write_set(exp, sentences, folder)
@@ -67,7 +67,7 @@ def test_names_are_the_hosts_problem_no_more(exp, tmp_path):
 
 @pytest.mark.parametrize("token", ["a ", "a\u2028", "a\nb", "a\r", ""])
 def test_a_token_list_is_written_as_the_host_reads_it(tmp_path, token):
-    from espnet_mpq.hosts.espnet.training.run import _write_token_list
+    from espnet_mpq.hosts.espnet.lm.train import _write_token_list
 
     good = ["<blank>", " ", "\u3000", "\x85", "\u2581a", "a\u2028b", "<sos/eos>"]
     _write_token_list(good, tmp_path / "tokens.txt")
@@ -79,7 +79,7 @@ def test_a_token_list_is_written_as_the_host_reads_it(tmp_path, token):
 
 def test_the_tokenizer_is_that_of_the_lm_whatever_the_training_config(exp, fp_exp, tmp_path):
     """A cleaner in --train_config would make other tokens than were counted."""
-    from espnet_mpq.hosts.espnet.training.run import train_lm
+    from espnet_mpq.hosts.espnet.lm.train import train_lm
 
     config = tmp_path / "train.yaml"
     config.write_text(

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Mapping, Optional
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
-from espnet_mpq.hosts.espnet.training.config import train_settings
-from espnet_mpq.hosts.espnet.training.option_values import check_values
+from espnet_mpq.hosts.espnet.lm.option_values import check_values
+from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.search.nas_options import NasOptions
-
-NAS_LMS = {"mpq_seq_rnn": "mpq_nas_seq_rnn", "mpq_transformer": "mpq_nas_transformer"}
-DROPOUTS = {
-    "mpq_nas_seq_rnn": ("dropout_rate",),
-    "mpq_nas_transformer": (
-        "dropout_rate",
-        "positional_dropout_rate",
-        "attention_dropout_rate",
-    ),
-}
 
 
 def nas_settings(
@@ -43,17 +33,18 @@ def nas_settings(
         if key == "nas" or key == "plan":
             raise InputError(f"--train_config: lm_conf.{key}", todo="use the options of mpq nas")
     # Its checks, its inherited options and its learning rate; no plan is trained.
-    placeholder = uniform_plan(find_clusters(exp.lm), 32)
+    placeholder = uniform_plan(exp.architecture.clusters(), 32)
     settings = train_settings(exp, placeholder, {**user, "max_epoch": max_epoch})
     settings = {k: v for k, v in settings.items() if not k.startswith("mpq_") or k in user}
-    settings["lm"] = NAS_LMS[settings["lm"]]
+    family = families.find_family(settings["lm"])
+    settings["lm"] = family.nas
     lm_conf = {k: v for k, v in settings["lm_conf"].items() if k != "plan"}
     lm_conf["nas"] = {**options.to_dict(), "phase": options.phase}
     settings["lm_conf"] = lm_conf
     settings["model"] = user.get("model", "lm")
     settings.setdefault("num_workers", 0)
     if options.phase == "architecture":
-        for key in DROPOUTS[settings["lm"]]:
+        for key in family.dropouts:
             lm_conf[key] = 0.0
         settings.update(optim="sgd", optim_conf={"lr": 0.0}, scheduler=None)
     if options.phase != "weights":

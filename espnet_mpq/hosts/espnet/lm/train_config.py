@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from typing import Mapping, Optional
@@ -9,14 +10,14 @@ from typing import Mapping, Optional
 import yaml
 
 from espnet_mpq.errors import InputError, MismatchError, PlanError, near_matches
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
-from espnet_mpq.hosts.espnet.registry import register
-from espnet_mpq.hosts.espnet.training.option_values import (
+from espnet_mpq.hosts.espnet.lm.option_values import (
     check_admm,
     check_optimizer,
     check_values,
 )
-from espnet_mpq.packed.architecture import FAMILIES
+from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.plan import Plan
 from espnet_mpq.training.options import AdmmOptions
 
@@ -56,7 +57,7 @@ LR_FACTOR = 0.5
 ADAM_LR_MAX, ADAM_LR_FALLBACK = 1e-2, 1e-3
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 10
 # LM class of the fp LM -> the class that trains it with a plan.
-TRAINED_AS = {lm: family.TRAINED_LM for family in FAMILIES for lm in family.FLOAT_LMS}
+TRAINED_AS = {lm: family.trained for family in families.FAMILIES for lm in family.floats}
 COMMENTS = {
     "lm": "The LM and the bits of every cluster (written by mpq plan; keep the plan as it is).",
     "model": "Loss; mpq_lm can distill from the fp LM (mpq_distill).",
@@ -107,7 +108,7 @@ def train_settings(exp: Experiment, plan: Plan, user: Optional[Mapping] = None) 
     max_epoch = user.get("max_epoch", settings["max_epoch"])
     settings["keep_nbest_models"] = 1
     settings["best_model_criterion"] = [["valid", "loss", "min"]]
-    settings.update(admm_settings(max_epoch))
+    settings.update(shown_settings(max_epoch))
     _merge(settings, user, str(exp.config))
     _check_made(settings, user, exp)
     return settings
@@ -147,19 +148,12 @@ def _fine_tuning_lr(fp: Mapping, optim_conf: Mapping) -> dict:
     return {"lr": lr}
 
 
-def admm_settings(max_epoch: int) -> dict:
-    """The --mpq_* options with their defaults."""
-    admm = AdmmOptions()
-    return {
-        "mpq_gamma": admm.gamma,
-        "mpq_gamma_schedule": admm.gamma_schedule,
-        "mpq_gamma_growth": admm.gamma_growth,
-        "mpq_gamma_max": admm.gamma_max,
-        "mpq_dual_period": admm.dual_period_updates,
-        "mpq_extragradient": admm.extragradient,
-        "mpq_finish_epochs": min(admm.finish_epochs, max_epoch // 2),
-        "mpq_distill": 0.0,
-    }
+def shown_settings(max_epoch: int) -> dict:
+    """The --mpq_* options that a ready training file shows, with their defaults."""
+    options = dataclasses.fields(AdmmOptions)
+    settings = {f"mpq_{o.name}": o.default for o in options if o.metadata["shown"]}
+    settings["mpq_finish_epochs"] = min(settings["mpq_finish_epochs"], max_epoch // 2)
+    return {**settings, "mpq_distill": 0.0}
 
 
 def _merge(settings: dict, user: Mapping, config: str) -> None:

@@ -6,38 +6,37 @@ from math import prod
 
 import pytest
 
+from espnet_mpq.architecture.families import from_dict
+from espnet_mpq.architecture.rnn_lm import RnnArchitecture
+from espnet_mpq.architecture.transformer_lm import TransformerArchitecture
 from espnet_mpq.errors import InputError
-from espnet_mpq.packed.architecture import (
-    FAMILIES,
-    Architecture,
-    RnnArchitecture,
-    TransformerArchitecture,
-)
+from espnet_mpq.hosts.espnet.families import FAMILIES, architecture_of, conf_of
 
 SMALL = dict(embed_unit=5, att_unit=6, head=3, unit=7, layer=2)
 
 
 def test_the_host_s_names_choose_the_family():
     for lm in ("seq_rnn", "mpq_seq_rnn", "MPQ_packed_rnn"):
-        assert type(Architecture.from_lm_conf({}, 9, lm)) is RnnArchitecture
-    for lm in ("transformer", "mpq_transformer", "mpq_packed_transformer"):
-        assert type(Architecture.from_lm_conf({}, 9, lm)) is TransformerArchitecture
-    for lm in ("transformer_opt", "mpq_nas_transformer", None):
+        assert type(architecture_of(lm, {}, 9)) is RnnArchitecture
+    for lm in ("transformer", "mpq_nas_transformer", "mpq_packed_transformer"):
+        assert type(architecture_of(lm, {}, 9)) is TransformerArchitecture
+    for lm in ("transformer_opt", "", None):
         with pytest.raises(InputError, match=f"found lm: {lm}; expected one of seq_rnn"):
-            Architecture.from_lm_conf({}, 9, lm)
+            architecture_of(lm, {}, 9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.fp)
 def test_json_and_lm_conf_come_back(family):
-    arch = Architecture.from_lm_conf({}, 9, family.TRAINED_LM)
-    assert Architecture.from_dict(arch.to_dict()) == arch
-    assert Architecture.from_lm_conf(arch.lm_conf(), 9, family.PACKED_LM) == arch
-    assert "vocab_size" not in arch.lm_conf() and arch.to_dict()["class"] == family.FAMILY
+    arch = architecture_of(family.trained, {}, 9)
+    assert from_dict(arch.to_dict()) == arch
+    assert architecture_of(family.packed, conf_of(arch), 9) == arch
+    assert "vocab_size" not in conf_of(arch)
+    assert arch.to_dict()["class"] == family.architecture.FAMILY
     for change in ({"unit": 0}, {"unit": True}, {"unit": "8"}, {"class": "cnn"}, {"depth": 3}):
         with pytest.raises(InputError, match="architecture"):
-            Architecture.from_dict({**arch.to_dict(), **change})
+            from_dict({**arch.to_dict(), **change})
     with pytest.raises(InputError, match="missing keys: found no unit"):
-        Architecture.from_dict({k: v for k, v in arch.to_dict().items() if k != "unit"})
+        from_dict({k: v for k, v in arch.to_dict().items() if k != "unit"})
 
 
 def test_transformer_sizes_that_cannot_be():
@@ -50,12 +49,12 @@ def test_transformer_sizes_that_cannot_be():
         {"layer": 1.0},
     ):
         with pytest.raises(InputError, match="architecture: (bad|unknown)"):
-            Architecture.from_lm_conf({**SMALL, **change}, 9, "transformer")
-    Architecture.from_lm_conf({**SMALL, "att_unit": 9}, 9, "transformer")
+            architecture_of("transformer", {**SMALL, **change}, 9)
+    architecture_of("transformer", {**SMALL, "att_unit": 9}, 9)
 
 
 def test_transformer_clusters_and_rest():
-    arch = Architecture.from_lm_conf({**SMALL, "layer": 12}, 11, "transformer")
+    arch = architecture_of("transformer", {**SMALL, "layer": 12}, 11)
     names = ["embedding"]
     for block in range(12):
         names += [f"blocks.{block}.attention", f"blocks.{block}.feed_forward"]
@@ -70,5 +69,5 @@ def test_transformer_clusters_and_rest():
 
 
 def test_the_deepest_transformer_is_planned_in_no_time():
-    arch = Architecture.from_lm_conf({**SMALL, "layer": 1000}, 11, "transformer")
+    arch = architecture_of("transformer", {**SMALL, "layer": 1000}, 11)
     assert len(arch.clusters()) == 2002  # seconds when every block searches all names

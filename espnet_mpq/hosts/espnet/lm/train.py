@@ -57,7 +57,7 @@ def train_lm(
 
     folder = Path(folder).resolve()
     data, output = folder / "data", folder / "exp"
-    _write_token_list(exp.token_list, data / "tokens.txt")
+    _write_token_list(exp.vocabulary.tokens, data / "tokens.txt")
     tokenizer = find_tokenizer_files(exp.args, str(exp.config))
     words = ["--token_list", str(data / "tokens.txt"), *_tokenizer_options(exp, tokenizer)]
     n_tokens = {}

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import yaml
+from found import find_clusters
 
-from espnet_mpq.clusters import find_clusters
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.plan import Plan, uniform_plan
 
@@ -21,7 +21,7 @@ def exp(host, fp_exp):
 
 @pytest.fixture
 def plan(exp):
-    return uniform_plan(find_clusters(exp.lm), 4)
+    return uniform_plan(find_clusters(exp.module), 4)
 
 
 def changed(exp, **changes):
@@ -30,7 +30,7 @@ def changed(exp, **changes):
 
 
 def test_options_of_the_fp_lm_are_kept_and_softened(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     exp = changed(
         exp,
@@ -71,7 +71,7 @@ def test_options_of_the_fp_lm_are_kept_and_softened(exp, plan):
 def test_learning_rate_is_half_the_peak(
     exp, plan, optim, conf, scheduler, scheduler_conf, expected
 ):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     exp = changed(
         exp, optim=optim, optim_conf=conf, scheduler=scheduler, scheduler_conf=scheduler_conf
@@ -80,7 +80,7 @@ def test_learning_rate_is_half_the_peak(
 
 
 def test_missing_reporting_packages_are_switched_off(exp, plan, monkeypatch):
-    from espnet_mpq.hosts.espnet.training import config as train_config
+    from espnet_mpq.hosts.espnet.lm import train_config
 
     real = train_config.importlib.util.find_spec
     monkeypatch.setattr(
@@ -97,14 +97,14 @@ def test_missing_reporting_packages_are_switched_off(exp, plan, monkeypatch):
 
 @pytest.mark.parametrize("fp_epochs, epochs, finish", [(1, 5, 1), (40, 10, 1), (13, 7, 1)])
 def test_epochs(exp, plan, fp_epochs, epochs, finish):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     settings = train_settings(changed(exp, max_epoch=fp_epochs), plan)
     assert (settings["max_epoch"], settings["mpq_finish_epochs"]) == (epochs, finish)
 
 
 def test_finish_epochs_follow_the_user_s_epochs(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     settings = train_settings(exp, plan, {"max_epoch": 1})
     assert settings["mpq_finish_epochs"] <= 1
@@ -113,7 +113,7 @@ def test_finish_epochs_follow_the_user_s_epochs(exp, plan):
 
 
 def test_yaml_has_comments_and_the_same_values(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import to_yaml, train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import to_yaml, train_settings
 
     settings = train_settings(exp, plan, {"best_model_criterion": [("valid", "loss", "min")]})
     text = to_yaml(settings, "line one\nline two")
@@ -127,7 +127,7 @@ def test_yaml_has_comments_and_the_same_values(exp, plan):
 
 
 def test_other_lms_are_refused(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     with pytest.raises(InputError, match="found lm: transformer_opt; expected lm: one of seq_rnn"):
         train_settings(changed(exp, lm="transformer_opt"), plan)
@@ -139,7 +139,7 @@ def test_other_lms_are_refused(exp, plan):
 @pytest.mark.parametrize("lm", ["transformer", "mpq_transformer"])
 def test_transformers_train_as_mpq_transformer(exp, plan, lm):
     """The LM stays as it is; of lm_conf only the dropout rates may change."""
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     conf = {"att_unit": 8, "dropout_rate": 0.1, "attention_dropout_rate": 0.2}
     exp = changed(exp, lm=lm, lm_conf=conf)
@@ -153,7 +153,7 @@ def test_transformers_train_as_mpq_transformer(exp, plan, lm):
 
 def test_the_command_line_of_mpq_is_not_read_as_the_hosts(exp, plan, tmp_path, monkeypatch):
     """`mpq plan --config FILE`: the host's parser must not open FILE as options of lm_train."""
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     options = tmp_path / "plan.yaml"
     options.write_text("budget: 2.0\n")
@@ -165,8 +165,8 @@ def test_the_command_line_of_mpq_is_not_read_as_the_hosts(exp, plan, tmp_path, m
 
 @pytest.mark.parametrize("option, value", [("lm_conf", 3), ("lm_conf", [1]), ("optim_conf", "x")])
 def test_groups_of_options_that_are_none_are_refused(exp, plan, option, value):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
-    from espnet_mpq.hosts.espnet.training.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.nas_config import nas_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
     from espnet_mpq.search.nas_options import NasOptions
 
     for settings in (
@@ -181,7 +181,7 @@ def test_groups_of_options_that_are_none_are_refused(exp, plan, option, value):
 
 @pytest.fixture
 def refused(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     def check(text, message):
         with pytest.raises(InputError, match=message):
@@ -243,7 +243,7 @@ def test_every_value_is_checked_at_the_start(refused, text, message):
 
 
 def test_values_as_the_hosts_parser_takes_them(exp, plan):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     user = yaml.safe_load(
         "max_epoch: '6'\nmpq_gamma: 1e-3\ngrad_clip: .5\nbatch_bins: 1_000\nuse_amp: 'no'\n"
@@ -260,7 +260,7 @@ def test_values_as_the_hosts_parser_takes_them(exp, plan):
 
 
 def test_an_inherited_optimizer_that_cannot_be_made_is_a_warning(exp, plan, caplog):
-    from espnet_mpq.hosts.espnet.training.config import train_settings
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
 
     exp = changed(exp, optim="fusedadam", optim_conf={})
     with caplog.at_level("WARNING", logger="espnet_mpq"):

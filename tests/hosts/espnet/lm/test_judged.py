@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from found import find_clusters, get_mats, meter_of
 
-from espnet_mpq.clusters import find_clusters, get_mats
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.sensitivity.kl import KlMeter
 
@@ -46,7 +46,7 @@ def lm(request, host):
 
 
 def test_stages_are_the_forward_pass(lm):
-    from espnet_mpq.hosts.espnet.lm.stages import find_stages
+    from espnet_mpq.hosts.espnet.lm.judged import find_stages
 
     clusters = find_clusters(lm)
     stages = find_stages(lm, clusters)
@@ -60,7 +60,7 @@ def test_stages_are_the_forward_pass(lm):
 
 @torch.no_grad()
 def test_a_cluster_moves_nothing_before_its_stage(lm):
-    from espnet_mpq.hosts.espnet.lm.stages import find_stages
+    from espnet_mpq.hosts.espnet.lm.judged import find_stages
 
     clusters = find_clusters(lm)
     stages = find_stages(lm, clusters)
@@ -87,12 +87,12 @@ def test_a_cluster_moves_nothing_before_its_stage(lm):
 
 @pytest.mark.parametrize("printed,cache_n_bytes", [(False, 1 << 30), (True, 0)])
 def test_kl_is_that_of_the_whole_lm(lm, printed, cache_n_bytes):
-    from espnet_mpq.hosts.espnet.lm.stages import find_stages
+    from espnet_mpq.hosts.espnet.lm.judged import find_stages
 
     clusters = find_clusters(lm)  # at least 3
     options = dict(printed_form=printed, cache_n_bytes=cache_n_bytes)
-    fast = KlMeter(find_stages(lm, clusters), lm, clusters, make_batches(), **options)
-    slow = KlMeter(lambda x: lm(x, None)[0], lm, clusters, make_batches(), **options)
+    fast = meter_of(KlMeter, find_stages(lm, clusters), lm, clusters, make_batches(), **options)
+    slow = meter_of(KlMeter, lambda x: lm(x, None)[0], lm, clusters, make_batches(), **options)
     assert fast.fp_nll_nats == pytest.approx(slow.fp_nll_nats, abs=1e-6)
     # Not in order either: what is kept must be that of the stage asked for.
     for k in (0, 1, -2, -1, 2, 0):
@@ -104,8 +104,8 @@ def test_kl_is_that_of_the_whole_lm(lm, printed, cache_n_bytes):
 
 
 def test_layers_below_a_cluster_run_once(host):
-    from espnet_mpq.hosts.espnet.lm.stages import find_stages
-    from espnet_mpq.sensitivity.stages import Stages
+    from espnet_mpq.hosts.espnet.lm.judged import find_stages
+    from espnet_mpq.sensitivity.judged import Stages
 
     lm = host.lm_choices.get_class("seq_rnn")(N_TOKENS, unit=6, nlayers=2).eval()
     clusters = find_clusters(lm)
@@ -115,7 +115,8 @@ def test_layers_below_a_cluster_run_once(host):
     def counted(k):
         return lambda x, inputs: calls.append(k) or stages.layers[k](x, inputs)
 
-    meter = KlMeter(
+    meter = meter_of(
+KlMeter,
         Stages([counted(k) for k in range(3)], stages.output, stages.first),
         *(lm, clusters, make_batches()),
     )
@@ -127,7 +128,7 @@ def test_layers_below_a_cluster_run_once(host):
 
 
 def test_another_forward_method_is_one_stage(host):
-    from espnet_mpq.hosts.espnet.lm.stages import find_stages
+    from espnet_mpq.hosts.espnet.lm.judged import find_stages
 
     class Doubled(host.lm_choices.get_class("seq_rnn")):
         def forward(self, input, hidden):

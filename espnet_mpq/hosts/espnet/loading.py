@@ -1,0 +1,44 @@
+"""Loads a packed model where the host would load a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.hosts.espnet import families
+from espnet_mpq.packed.load import load_into
+
+
+def build_packed(cls, config_file, model_file, device: str):
+    """Build the packed LM that config.yaml describes and load it strictly.
+
+    Raises:
+        InputError: a file is missing; MismatchError: the configuration is of another LM;
+        FormatError: the packed file is damaged.
+    """
+    model_file = Path(model_file)
+    config_file = model_file.parent / "config.yaml" if config_file is None else Path(config_file)
+    for path in (config_file, model_file):
+        if not path.is_file():
+            raise InputError(
+                f"there is no file {path}",
+                expected="a directory written by `mpq pack`: config.yaml and packed.safetensors",
+            )
+    with config_file.open(encoding="utf-8") as file:
+        args = argparse.Namespace(**yaml.safe_load(file))
+    name = getattr(args, families.OPTION, None)
+    if not families.is_packed(name):
+        raise MismatchError(
+            f"{model_file} is a packed LM, but {config_file} describes another",
+            found=f"lm: {name}",
+            expected="lm: " + " or ".join(families.PACKED),
+            todo=f"use {model_file.parent / 'config.yaml'}, which `mpq pack` wrote with it",
+        )
+    model = cls.build_model(args)
+    runtime = model.get_submodule(families.PREFIX.rstrip("."))
+    load_into(runtime, model_file, families.vocabulary(args.token_list))
+    model.to(device)
+    return model, args

@@ -1,0 +1,82 @@
+"""What a plan costs and how much harm it does, as JSON: the chosen plan, and the whole front."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+from espnet_mpq.packed.size import fixed_n_bytes, header_n_bytes, packed_size
+from espnet_mpq.plan import Plan, cluster_n_bytes
+from espnet_mpq.planning.planner import Measured, Planner
+from espnet_mpq.search.allocate import pareto_front
+
+
+def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) -> dict:
+    """Rows per cluster and totals, JSON-ready (no nan)."""
+    architecture, table = planner.architecture, planner.table
+    size = packed_size(architecture, plan)
+    rows = []
+    for name, entry in planner.entries(plan).items():
+        cluster, spec = planner.clusters[name], plan.clusters[name]
+        rows.append(
+            {
+                "cluster": name,
+                "bits": spec.bits,
+                "n_weights": cluster.n_weights,
+                "n_bytes": cluster_n_bytes(cluster, spec, plan.scale_dtype),
+                "harm": entry.harm if entry else None,
+                "stderr": _finite(entry.stderr) if entry else None,
+            }
+        )
+    stderrs = [row["stderr"] for row in rows]
+    return {
+        "rows": rows,
+        "n_bytes": size.n_bytes,
+        "n_weights": size.n_weights,
+        "effective_bits": size.effective_bits,
+        "fp_n_bytes": 4 * size.n_weights,
+        "ratio": 4 * size.n_weights / size.n_bytes,
+        "header_n_bytes": header_n_bytes(architecture, plan),
+        "float_n_bytes": 4 * sum(math.prod(shape) for _, shape in architecture.rest()),
+        "method": table.method if table is not None else None,
+        "unit": table.unit if table is not None else "nats/token",
+        "predicted": planner.predicted(plan),
+        # Upper bound: the entries share their sentences, so their errors are not independent.
+        "predicted_stderr": None if None in stderrs else sum(stderrs),
+        "joint_kl": joint[0] if joint else None,
+        "joint_kl_stderr": _finite(joint[1]) if joint else None,
+    }
+
+
+def front(planner: Planner, plan: Plan, summary: dict, provenance: dict) -> dict:
+    """The whole exact Pareto front as JSON; sizes with the header of the chosen plan."""
+    fixed = fixed_n_bytes(planner.architecture, plan)
+    points = pareto_front(planner.harm, planner.n_bytes, fixed)
+    return {
+        "format": "espnet_mpq.pareto",
+        "version": 1,
+        "unit": summary["unit"],
+        "clusters": list(points[0].choice),
+        "points": [
+            {
+                "n_bytes": p.n_bytes,
+                "effective_bits": 8 * p.n_bytes / summary["n_weights"],
+                "harm": p.harm,
+                "bits": list(p.choice.values()),
+            }
+            for p in points
+        ],
+        "chosen": {
+            "n_bytes": summary["n_bytes"],
+            "effective_bits": summary["effective_bits"],
+            "harm": summary["predicted"],
+            "joint_kl": summary["joint_kl"],
+            "joint_kl_stderr": summary["joint_kl_stderr"],
+            "bits": [plan.clusters[name].bits for name in points[0].choice],
+        },
+        "provenance": provenance,
+    }
+
+
+def _finite(value: float) -> Optional[float]:
+    return value if math.isfinite(value) else None
