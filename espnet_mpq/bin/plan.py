@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
                 *(joint[0], NOT_ADDITIVE, predicted),
             )
             plan, joint = planner.repair(meter, plan, joint, budget, args.repair)
-            settings = train_settings(exp, plan, user_options)
+            settings["lm_conf"]["plan"] = plan.inline()
     summary = summarize(planner, plan, joint)
     record = _record(args, exp, table, summary)
     written = _write(args, planner, plan, settings, summary, record)
@@ -141,7 +141,7 @@ def _write(args, planner, plan, settings: Dict, summary: Dict, record: Dict) -> 
     atomic_write(folder / "train_lm_mpq.yaml", to_yaml(settings, _head(args, summary)))
     written = ["plan.json", "train_lm_mpq.yaml"]
     if planner.table is not None:
-        write_json(folder / "pareto.json", front(planner, plan, summary, record))
+        write_json(folder / "pareto.json", front(planner, summary, record))
         written.append("pareto.json")
         if pareto_figure(folder / "pareto.json", folder / "pareto.png"):
             sensitivity_figure(args.sensitivity, folder / "sensitivity.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import prod
 from typing import Dict, List, Mapping, Sequence, Tuple
 
@@ -34,32 +35,44 @@ def header_n_bytes(architecture: Architecture, plan: Plan) -> int:
     return PREFIX_N_BYTES + len(header_bytes(specs, metadata))
 
 
-def packed_size(architecture: Architecture, plan: Plan) -> PlanSize:
-    """Of the whole packed file."""
-    header = header_n_bytes(architecture, plan)
-    return plan_size(plan, architecture.clusters(), architecture.rest(), header)
+@dataclass(frozen=True)
+class PackedSize(PlanSize):
+    """Of a whole packed file.
+
+    Attributes:
+        n_bytes, n_weights: of all of it.
+        header_n_bytes: of the header, its 8-byte length included.
+        clusters: name -> bytes of the cluster's own tensors.
+    """
+
+    header_n_bytes: int
+    clusters: Mapping[str, int]
+
+    @property
+    def fixed_n_bytes(self) -> int:
+        """What the file holds besides its clusters: header, float rest, shared scales."""
+        return self.n_bytes - sum(self.clusters.values())
 
 
-def fixed_n_bytes(architecture: Architecture, plan: Plan) -> int:
-    """What a file holds besides its clusters' own tensors: header, float rest, shared scales."""
-    own = sum(
-        cluster_n_bytes(cluster, plan.clusters[cluster.name], plan.scale_dtype)
-        for cluster in architecture.clusters()
-    )
-    return packed_size(architecture, plan).n_bytes - own
+def packed_size(architecture: Architecture, plan: Plan) -> PackedSize:
+    """What the packed file of a plan will have, to the byte."""
+    header, clusters = header_n_bytes(architecture, plan), architecture.clusters()
+    whole = plan_size(plan, clusters, architecture.rest(), header)
+    own = {c.name: cluster_n_bytes(c, plan.clusters[c.name], plan.scale_dtype) for c in clusters}
+    return PackedSize(whole.n_bytes, whole.n_weights, header, own)
 
 
 def most_fixed_n_bytes(
     architecture: Architecture, specs: Sequence[ClusterSpec], scale_dtype: str
 ) -> int:
-    """fixed_n_bytes of the worst uniform plan of ``specs``.
+    """PackedSize.fixed_n_bytes of the worst uniform plan of ``specs``.
 
     The header grows by a few bytes with the places of the tensors in the file; so no true file
     is larger than reckoned with this.
     """
     names = [cluster.name for cluster in architecture.clusters()]
     plans = [Plan(dict.fromkeys(names, spec), scale_dtype) for spec in specs]
-    return max(fixed_n_bytes(architecture, plan) for plan in plans)
+    return max(packed_size(architecture, plan).fixed_n_bytes for plan in plans)
 
 
 def least_header_n_bytes(

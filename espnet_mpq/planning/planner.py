@@ -10,7 +10,7 @@ import torch
 from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import InputError
-from espnet_mpq.packed.size import fixed_n_bytes, least_header_n_bytes, packed_size
+from espnet_mpq.packed.size import least_header_n_bytes, packed_size
 from espnet_mpq.plan import Plan, cluster_n_bytes
 from espnet_mpq.planning.storage import Storage
 from espnet_mpq.search import allocate
@@ -130,7 +130,7 @@ class Planner:
             joint[0],
             self.harm,
             self.n_bytes,
-            budget_n_bytes - fixed_n_bytes(self.architecture, plan),
+            budget_n_bytes - packed_size(self.architecture, plan).fixed_n_bytes,
             measure,
             n_measurements,
         )

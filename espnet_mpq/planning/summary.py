@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Optional
 
-from espnet_mpq.packed.size import fixed_n_bytes, header_n_bytes, packed_size
-from espnet_mpq.plan import Plan, cluster_n_bytes
+from espnet_mpq.packed.size import packed_size
+from espnet_mpq.plan import Plan
 from espnet_mpq.planning.planner import Measured, Planner
 from espnet_mpq.search.allocate import pareto_front
 
@@ -17,13 +17,12 @@ def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) ->
     size = packed_size(architecture, plan)
     rows = []
     for name, entry in planner.entries(plan).items():
-        cluster, spec = planner.clusters[name], plan.clusters[name]
         rows.append(
             {
                 "cluster": name,
-                "bits": spec.bits,
-                "n_weights": cluster.n_weights,
-                "n_bytes": cluster_n_bytes(cluster, spec, plan.scale_dtype),
+                "bits": plan.clusters[name].bits,
+                "n_weights": planner.clusters[name].n_weights,
+                "n_bytes": size.clusters[name],
                 "harm": entry.harm if entry else None,
                 "stderr": _finite(entry.stderr) if entry else None,
             }
@@ -36,7 +35,7 @@ def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) ->
         "effective_bits": size.effective_bits,
         "fp_n_bytes": 4 * size.n_weights,
         "ratio": 4 * size.n_weights / size.n_bytes,
-        "header_n_bytes": header_n_bytes(architecture, plan),
+        "header_n_bytes": size.header_n_bytes,
         "float_n_bytes": 4 * sum(math.prod(shape) for _, shape in architecture.rest()),
         "method": table.method if table is not None else None,
         "unit": table.unit if table is not None else "nats/token",
@@ -48,9 +47,10 @@ def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) ->
     }
 
 
-def front(planner: Planner, plan: Plan, summary: dict, provenance: dict) -> dict:
-    """The whole exact Pareto front as JSON; sizes with the header of the chosen plan."""
-    fixed = fixed_n_bytes(planner.architecture, plan)
+def front(planner: Planner, summary: dict, provenance: dict) -> dict:
+    """The whole exact Pareto front as JSON; sizes with the header of the plan summarized."""
+    chosen = {row["cluster"]: row["bits"] for row in summary["rows"]}
+    fixed = summary["n_bytes"] - sum(row["n_bytes"] for row in summary["rows"])
     points = pareto_front(planner.harm, planner.n_bytes, fixed)
     return {
         "format": "espnet_mpq.pareto",
@@ -72,7 +72,7 @@ def front(planner: Planner, plan: Plan, summary: dict, provenance: dict) -> dict
             "harm": summary["predicted"],
             "joint_kl": summary["joint_kl"],
             "joint_kl_stderr": summary["joint_kl_stderr"],
-            "bits": [plan.clusters[name].bits for name in points[0].choice],
+            "bits": [chosen[name] for name in points[0].choice],
         },
         "provenance": provenance,
     }

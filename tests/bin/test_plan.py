@@ -12,7 +12,7 @@ import yaml
 from espnet_mpq.bin.mpq import main
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file, token_list_sha256
-from espnet_mpq.packed.size import fixed_n_bytes, packed_size
+from espnet_mpq.packed.size import packed_size
 from espnet_mpq.plan import Plan
 
 
@@ -54,7 +54,7 @@ def test_plan_is_the_optimum_of_the_table(planned, table, fp_exp):
     choice = {name: spec.bits for name, spec in plan.clusters.items()}
     assert size.n_bytes <= budget
     n_bytes, harm = planner.n_bytes, planner.harm
-    free = budget - fixed_n_bytes(architecture, plan)
+    free = budget - size.fixed_n_bytes
     best = planner.predicted(plan)
     names = list(choice)
     # Every plan that differs in up to three clusters and fits is no better.
