@@ -240,6 +240,9 @@ def _check_parts(value: ListedArchitecture) -> None:
         raise InputError("architecture: a cluster is listed twice", found=", ".join(names)[:200])
     rows: Dict[str, List[Tuple[int, int]]] = {}
     for name, _, parts in value.groups:
+        if len({parameter for parameter, _, _ in parts}) != len(parts):
+            # Tensors of a packed file are named by cluster and parameter.
+            raise InputError(f"architecture: cluster {name} names a parameter twice")
         for parameter, start, stop in parts:
             shape = value.state.get(parameter, ())
             if len(shape) < 2 or not start < stop <= shape[0]:

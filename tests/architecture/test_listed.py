@@ -184,6 +184,7 @@ def test_what_cannot_be_listed(module):
         {"groups": [["a", "linear", [["output.bias", 0, 7]]]]},
         {"groups": [["a", "x", [["output.weight", 0, 7]]], ["a", "x", [["kinds.weight", 0, 3]]]]},
         {"groups": [["a", "linear", "output.weight"]]},
+        {"groups": [["a", "linear", [["output.weight", 0, 3], ["output.weight", 3, 7]]]]},
         {"state": {"output.weight": [7, -1]}},
         {"state": {"output.weight": [7, 2**40]}},
         {"state": [["output.weight", [7, 12]]]},

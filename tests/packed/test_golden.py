@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 import struct
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 
 import espnet_mpq
+from espnet_mpq.architecture.listed import ListedArchitecture
 from espnet_mpq.hosts.espnet.families import vocabulary
 from espnet_mpq.io import sha256_bytes
 from espnet_mpq.packed import metadata
@@ -29,10 +31,12 @@ from packed_models import architecture, tokens, transformer  # isort: skip
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = FOLDER / "packed_gru_v1.safetensors"
 TRANSFORMER = FOLDER / "packed_transformer_v1.safetensors"
+LISTED = FOLDER / "packed_listed_v1.safetensors"
 GOLDEN_SHA256 = "66b2719bda4d9ed5dc9586fc9b021d5ec24c9aa7751264bc01cf6e14c777e27b"
 SHA256 = {
     GOLDEN: GOLDEN_SHA256,
     TRANSFORMER: "d34ee76f86007ca383f50d45c52278e890791cb653197e363116405efd57f229",
+    LISTED: "a8c86aa2ab4d2f56ec83e105c3cc25dd9367c84b0602c9591e0cca6e66c8e71f",
 }
 VALUES_SHA256 = "031e7b3b40b6c53f630f6bdb0ef22dc8d1381ca9fcb8dfdebef4678f0c9d8be8"
 FORMAT_MD = Path(espnet_mpq.__file__).parent / "packed" / "FORMAT.md"
@@ -57,6 +61,29 @@ MODELS = {
             "blocks.0.attention": ClusterSpec(2, "uniform", "group", 3),
             "blocks.0.feed_forward": ClusterSpec(1, "uniform", "cluster"),
             "output": ClusterSpec(32),
+        },
+    ),
+    LISTED: (
+        ListedArchitecture(
+            vocab_size=4,
+            title="golden",
+            state={
+                "conv.weight": (3, 2, 2),
+                "out.weight": (4, 3),
+                "out.bias": (4,),
+                "norm.running_var": (3,),
+                "kept": (2, 3),
+            },
+            groups=(
+                ("out", "linear", (("out.weight", 2, 4),)),
+                ("conv", "convolution", (("conv.weight", 0, 3), ("out.weight", 0, 2))),
+            ),
+            tied={"embed.weight": "out.weight"},
+            kept_matrices=("kept",),
+        ),
+        {
+            "out": ClusterSpec(1, "uniform", "row"),
+            "conv": ClusterSpec(2, "paper", "group", 2),
         },
     ),
 }
@@ -130,6 +157,23 @@ def test_reading_is_pinned():
     assert packed.metadata["special_ids"] == {"blank": 0, "unk": 1, "sos": 3, "eos": 3}
 
 
+def test_reading_a_listed_model_is_pinned():
+    values = float_state(load_packed(LISTED))
+    assert values["conv.weight"].shape == (3, 2, 2)
+    assert values["conv.weight"].tolist() == [
+        [[-0.125, 0.0], [0.25, -0.25]],
+        [[0.0, 0.375], [-0.5, 0.0]],
+        [[0.625, -0.625], [0.0, 0.75]],
+    ]
+    assert values["out.weight"].tolist() == [
+        [-0.125, 0.0, 0.25],
+        [-0.375, 0.0, 0.5],
+        [-0.125, 0.125, -0.125],
+        [0.25, -0.25, 0.25],
+    ]
+    assert values["kept"].tolist() == [[0.125, 0.25, 0.375], [0.5, 0.625, 0.75]]
+
+
 def test_reading_a_transformer_is_pinned():
     packed = load_packed(TRANSFORMER)
     values = float_state(packed)
@@ -161,6 +205,8 @@ def test_reading_a_transformer_is_pinned():
 
 def columns(parameter: str, sizes: dict) -> int:
     """The width of a weight matrix, from the architecture's record."""
+    if sizes["class"] == "listed":
+        return prod(sizes["state"][parameter][1:])
     if sizes["class"] == "rnn":
         return sizes["unit" if parameter in ("encoder.weight", "rnn.weight_ih_l0") else "nhid"]
     if parameter in ("embed.weight", "encoder.embed.0.weight"):
@@ -192,7 +238,7 @@ def from_document(path: Path) -> dict:
     for name, mat in tensors.items():
         cluster, slash, rest = name.partition("/")
         if not slash:
-            values[name] = mat[0]
+            values[name] = mat[0] if len(mat) == 1 else mat
         elif rest.endswith(".weight") and name + ".codes" not in tensors and rest.count(".") > 1:
             values[rest[: -len(".weight")]] = mat
         elif rest.endswith(".codes"):
@@ -220,9 +266,16 @@ def from_document(path: Path) -> dict:
                 own = scales[r if len(scales) > 1 else 0]
                 rows.append([levels[code] * own[j // group] for j, code in enumerate(codes)])
             values.setdefault(parameter, {})[cluster] = rows
+    starts = {  # cluster, parameter -> first row, where the record says it
+        (cluster, parameter): start
+        for cluster, _, parts in facts["architecture"].get("groups", ())
+        for parameter, start, _ in parts
+    }
     for name, value in values.items():
         if isinstance(value, dict):  # gates stack in the order r, z, n; others are whole
             order = [f"rnn.l0.{gate}" for gate in "rzn"] if len(value) > 1 else list(value)
+            if starts:
+                order = sorted(value, key=lambda cluster: starts[cluster, name])
             values[name] = [row for cluster in order for row in value[cluster]]
     return values
 
@@ -232,7 +285,7 @@ def test_an_implementation_from_the_document_agrees(path):
     mine, values = from_document(path), float_state(load_packed(path))
     assert set(mine) == set(values)
     for name, value in values.items():
-        assert mine[name] == value.tolist(), name
+        assert mine[name] == value.flatten(1 if value.dim() > 1 else 0).tolist(), name
 
 
 def documented_examples() -> list:
