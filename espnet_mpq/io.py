@@ -7,6 +7,7 @@ import errno
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -152,9 +153,26 @@ def token_list_sha256(token_list) -> str:
     return sha256_bytes("\n".join(token_list).encode("utf-8"))
 
 
+def to_json(value) -> str:
+    """JSON, indented, keys in the given order; nan and infinity, which JSON has not, are null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name}, which is no JSON")
+
+
 def write_json(path: Union[str, Path], value) -> None:
-    """Write JSON atomically, indented, keys in the given order, newline at the end."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `to_json` of a value atomically, with a newline at the end."""
+    atomic_write(path, to_json(value) + "\n")
 
 
 def read_json(path: Union[str, Path]):
@@ -166,10 +184,10 @@ def read_json(path: Union[str, Path]):
     refuse_unfetched(path)
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return json.load(file, parse_constant=_no_constant)
     except OSError as error:
         raise InputError(f"cannot read {path}", found=error.strerror) from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # of the decoders, or lists in lists in lists
         raise InputError(
             f"{path} is not JSON",
             found=error,

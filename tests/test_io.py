@@ -2,8 +2,11 @@
 
 import errno
 import gzip
+import json
+import math
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +143,18 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
 def test_a_folder_is_no_text(tmp_path):
     with pytest.raises(InputError, match="cannot read the text .*: found Is a directory"):
         io.read_lines(tmp_path)
+
+
+def test_json_has_no_nan_and_no_infinity(tmp_path):
+    value = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": np.float64("inf"), "d": "NaN"}, "e": 1}
+    wanted = {"a": [None, [1.5, None]], "b": {"c": None, "d": "NaN"}, "e": 1}
+    io.write_json(tmp_path / "a.json", value)
+    assert io.read_json(tmp_path / "a.json") == wanted == json.loads(io.to_json(value))
+    assert math.isnan(value["a"][0])  # the caller's value stays
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_constants_that_are_no_json_are_refused(constant, tmp_path):
+    (tmp_path / "a.json").write_text(f'{{"a": [{constant}]}}')
+    with pytest.raises(InputError, match=f"a.json is not JSON: found {constant}, which is no JSON"):
+        io.read_json(tmp_path / "a.json")

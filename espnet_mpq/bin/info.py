@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 HELP = "verify a packed LM and print what every part of it costs"
@@ -29,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     """
     import torch
 
+    from espnet_mpq.io import to_json
     from espnet_mpq.packed.format import PACKED_FILE, load_packed
     from espnet_mpq.packed.receipt import format_receipt, receipt
     from espnet_mpq.runtime.kernel_forms import kernel_name
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     value = {**receipt(packed), "kernel": kernel_name(packed.architecture)}
     value["n_threads"] = torch.get_num_threads()
     if args.json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(to_json(value))
         return
     print(f"file             {path}")
     print(f"LM               {packed.architecture.describe()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import math
 import shlex
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from espnet_mpq.bin.options import Parser, check_group, check_ngpu, parse, read_yaml
 from espnet_mpq.errors import InputError
-from espnet_mpq.io import write_json
+from espnet_mpq.io import read_json, write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
 
 REPORT_TOKENS = 50000
@@ -190,7 +189,7 @@ def _report(args: argparse.Namespace, exp, valid, text_name: str) -> None:
     lms = {"fp": exp, "packed": load_lm(output)}
     numbers = {name: perplexity.measure(lm, tokenized).to_dict() for name, lm in lms.items()}
     write_json(output / "perplexity.json", {"text": text_name, **numbers})
-    print(format_receipt(json.loads((output / "receipt.json").read_text(encoding="utf-8"))))
+    print(format_receipt(read_json(output / "receipt.json")))
     print(f"\nperplexity per token on {len(tokenized)} sentences ({text_name}):")
     for name, value in numbers.items():
         error = value["ppl_stderr"]

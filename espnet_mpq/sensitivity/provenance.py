@@ -6,7 +6,7 @@ import re
 from typing import Mapping, Tuple
 
 from espnet_mpq.fields import is_count, is_in, is_integer, is_list, is_text, need
-from espnet_mpq.plan import GRIDS, SCALE_N_BYTES, TYINGS
+from espnet_mpq.plan import BITS, GRIDS, SCALE_N_BYTES, TYINGS
 
 PROBES = ("rademacher", "gaussian")
 TRACES = ("average", "plain")
@@ -73,7 +73,7 @@ PROVENANCE = {
     "probe": (is_in(PROBES), " or ".join(PROBES)),
     "trace": (is_in(TRACES), " or ".join(TRACES)),
     "clusters": (is_list(is_text), "a list of names"),
-    "bits": (is_list(is_integer), "a list of integers"),
+    "bits": (is_list(lambda n: is_integer(n) and n in BITS), f"a list of some of {BITS}"),
 }
 
 

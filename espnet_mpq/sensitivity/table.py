@@ -10,6 +10,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Uni
 from espnet_mpq.errors import FormatError, InputError, MismatchError, near_matches
 from espnet_mpq.fields import is_in, is_number, need
 from espnet_mpq.io import read_json, write_json
+from espnet_mpq.plan import BITS
 from espnet_mpq.sensitivity.curvature import Curvature
 from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, apart, check_provenance, short
 
@@ -20,6 +21,7 @@ CURVATURE = ("hessian", "fisher")  # made from traces
 SIGNED = ("kl_printed",)  # harm may be negative
 # A harm that is no signed one is at least 0; this much below is rounding.
 LEAST_HARM = -1e-6
+KEYS = ("format", "version", "method", "unit", "entries", "provenance", "curvature")
 ENTRY = "{harm, stderr, relative_mse}"
 
 
@@ -119,11 +121,17 @@ class SensitivityTable:
             raise FormatError(
                 f"{where} has an unknown method",
                 found=repr(value.get("method")),
-                expected="one of " + ", ".join(METHODS),
+                expected="one of " + _listed(METHODS),
             )
         provenance = {} if value.get("provenance") is None else value["provenance"]
         check_provenance(provenance, where)
         table = cls(dict(provenance), value["method"])
+        unit = value.get("unit", table.unit)
+        need(unit == table.unit, where, "unit", unit, f"{table.unit!r}, for method {table.method}")
+        for key in value:
+            if key not in KEYS:
+                todo = near_matches(key, KEYS)
+                raise FormatError(f"{where}: unknown key", found=repr(key), todo=todo)
         if value.get("curvature") is not None:
             table.curvature = Curvature.from_dict(value["curvature"], where)
         rows, expected = value.get("entries"), "an object: bits -> " + ENTRY
@@ -132,8 +140,8 @@ class SensitivityTable:
         for cluster, row in rows.items():
             need(isinstance(row, Mapping), where, f"row {cluster}", row, expected)
             for bits, entry in row.items():
-                is_right = bits.isdecimal() and len(bits) <= 2
-                need(is_right, where, f"row {cluster}", bits, "bits such as 4")
+                is_right = bits in map(str, BITS)
+                need(is_right, where, f"row {cluster}: bits", bits, f"one of {_listed(BITS)}")
                 name = f"entry {cluster} at {bits} bits"
                 table.add(cluster, int(bits), _read_entry(entry, table.method, where, name))
         table._check_clusters(where)
@@ -181,6 +189,10 @@ class SensitivityTable:
                     expected="equal values",
                     todo="use another --output, or remove the file to start again",
                 )
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _read_entry(value: object, method: str, where: str, name: str) -> Entry:

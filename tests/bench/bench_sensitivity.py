@@ -271,12 +271,13 @@ def main(argv=None) -> dict:
     add("--json", type=Path)
     args = parser.parse_args(argv)
     import espnet_mpq
+    from espnet_mpq.io import write_json
 
     torch.set_num_threads(args.threads)
     espnet_mpq.register()
     result = agreement(args) if args.what == "agreement" else times(args)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2))
+        write_json(args.json, result)
     return result
 
 

@@ -208,8 +208,10 @@ def test_plan_refuses_damaged_tables(fails, fp_exp, table, tmp_path):
         (entries(lambda e: e.update(outptu=e["output"])), ["outptu", "did you mean 'output'"]),
         (entries(lambda e: e.pop("output")), ["not complete", "output"]),
         (entries(lambda e: e["output"].pop("8")), ["not complete", "output at 8 bits"]),
-        (entries(three_bits), ["output at 1 bits"]),
-        (entries(lambda e: e["output"].update({"3": e["output"]["1"]})), ["bits", "found 3"]),
+        (entries(three_bits), ["row output: bits: found '3'; expected one of 1, 2"]),
+        (entries(lambda e: e["output"].update({"3": e["output"]["1"]})), ["bits", "found '3'"]),
+        (json.dumps({**value, "unit": "nats"}), ["unit: found 'nats'; expected 'nats/token'"]),
+        (json.dumps({**value, "unti": "nats"}), ["unknown key: found 'unti'", "'unit'"]),
     ):
         path.write_text(content)
         fails(words, *parts)

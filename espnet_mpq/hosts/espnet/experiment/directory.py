@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Iterable, Iterator, Optional
+from typing import Iterable, Iterator, List, Mapping, Optional
 
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.io import write_error
@@ -18,7 +18,9 @@ from espnet_mpq.packed.format import PACKED_FILE
 FOLDERS = ("images", "perplexity_test")
 # In the order in which they are put in place: config.yaml makes the directory an experiment.
 TARGETS = (PACKED_FILE, "receipt.json", *FOLDERS, "config.yaml")
-# What the host's lm_calc_perplexity writes.
+TOKENIZER_OPTIONS = ("bpemodel", "non_linguistic_symbols")  # of config.yaml: names of files
+# What was measured on the LM: by `mpq quantize` and by the host's lm_calc_perplexity.
+PERPLEXITY_JSON = "perplexity.json"
 PERPLEXITY_FILES = ("ppl", "base", "utt2nll", "utt2ntokens", "utt2ppl")
 _OUR_LM = re.compile(r"^lm:\s*['\"]?mpq_packed_\w+['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE)
 _MARK = ".mpq-"  # tells our temporary folders from the user's hidden ones
@@ -58,7 +60,8 @@ def check_output(output_dir: Path, sources: Iterable[Path]) -> None:
 def replaced_directory(output_dir: Path) -> Iterator[Path]:
     """A new folder on the disk of ``output_dir`` whose content moves there if all goes well.
 
-    Files of ``output_dir`` that have other names stay.
+    A folder holds one LM: tokenizer files and perplexities of the one that is replaced go with
+    it. Files of ``output_dir`` that have other names stay.
 
     Raises:
         InputError: something cannot be written; no temporary file stays behind.
@@ -72,6 +75,7 @@ def replaced_directory(output_dir: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}{_MARK}", dir=place))
         yield temporary
         _check_kinds(temporary, output_dir)
+        _check_tokenizer(temporary, output_dir)
         moving = True
         _move_into(temporary, output_dir)
     except (OSError, InputError) as error:
@@ -83,6 +87,38 @@ def replaced_directory(output_dir: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tokenizer_names(config: Mapping) -> List[str]:
+    """Names, beside config.yaml, of the files that its tokenizer options name."""
+    values = [config.get(option) for option in TOKENIZER_OPTIONS]
+    return [Path(value).name for value in values if isinstance(value, str) and Path(value).name]
+
+
+def _old_config(output_dir: Path) -> dict:
+    """config.yaml of the packed LM in a folder; {} if there is none that can be read."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _check_tokenizer(folder: Path, output_dir: Path) -> None:
+    """Refuse to write over a tokenizer file that belongs to no packed LM."""
+    own = tokenizer_names(_old_config(output_dir))
+    for path in sorted(folder.iterdir()):
+        target = output_dir / path.name
+        if path.name in (*TARGETS, *own) or not target.is_file():
+            continue
+        if target.read_bytes() != path.read_bytes():
+            raise InputError(
+                f"{target} is in the way",
+                found="another file than the one of this LM",
+                todo="move it away or give another output directory; nothing was changed",
+            )
 
 
 def _is_packed_lm(folder: Path) -> bool:
@@ -141,7 +177,11 @@ def _move_into(folder: Path, output_dir: Path) -> None:
     old, new = output_dir / PACKED_FILE, folder / PACKED_FILE
     if not old.is_file() or old.read_bytes() != new.read_bytes():
         _forget_perplexity(output_dir / "perplexity_test")
-    for name in TARGETS:
+        (output_dir / PERPLEXITY_JSON).unlink(missing_ok=True)
+    stale = _stale_tokenizer(folder, output_dir)
+    others = [path.name for path in sorted(folder.iterdir()) if path.name not in TARGETS]
+    # The packed file first: from then on the old config.yaml is refused. The new one last.
+    for name in (PACKED_FILE, *others, *TARGETS[1:]):
         path, target = folder / name, output_dir / name
         if path.is_dir():
             target.mkdir(exist_ok=True)
@@ -149,6 +189,18 @@ def _move_into(folder: Path, output_dir: Path) -> None:
                 os.replace(inner, target / inner.name)
         elif path.exists():
             os.replace(path, target)
+        if name == PACKED_FILE:
+            for old in stale:
+                old.unlink(missing_ok=True)
+
+
+def _stale_tokenizer(folder: Path, output_dir: Path) -> List[Path]:
+    """Tokenizer files of the LM that is replaced by one with other tokens."""
+    old, new = _old_config(output_dir), _old_config(folder)
+    if old.get("token_list") == new.get("token_list"):
+        return []
+    names = set(tokenizer_names(old)) - {path.name for path in folder.iterdir()} - set(TARGETS)
+    return [output_dir / name for name in sorted(names)]
 
 
 def _forget_perplexity(folder: Path) -> None:

@@ -15,8 +15,10 @@ from espnet_mpq.errors import MismatchError, PlanError
 from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment.config_file import find_config, read_config
 from espnet_mpq.hosts.espnet.experiment.directory import (
+    TARGETS,
     check_output,
     replaced_directory,
+    tokenizer_names,
 )
 from espnet_mpq.hosts.espnet.experiment.opened import find_checkpoint
 from espnet_mpq.hosts.espnet.experiment.state import read_state
@@ -64,6 +66,9 @@ def pack_experiment(
     )
     chosen = _choose_plan(plan, config, config_path)
     chosen.check(architecture.clusters())
+    fp_checkpoint = None if fp_exp is None else _open(fp_exp, fp_file)[1]
+    if plan is not None:
+        _check_plan_source(chosen, config, checkpoint, fp_checkpoint)
     weights = read_weights(checkpoint)
     source = {
         "tool_version": __version__,
@@ -73,8 +78,7 @@ def pack_experiment(
         **_plan_source(chosen, token_list),
     }
     fp_weights = None
-    if fp_exp is not None:
-        _, fp_checkpoint, _ = _open(fp_exp, fp_file)
+    if fp_checkpoint is not None:
         fp_weights = read_weights(fp_checkpoint)
         source["fp_checkpoint_sha256"] = sha256_file(fp_checkpoint)
     packed = pack(
@@ -105,16 +109,15 @@ def pack_experiment(
         perplexity = Path(lm_exp) / "perplexity_test"
         if not rounded and (perplexity / "ppl").is_file():  # measured on the very same weights
             _copy_folder(perplexity, folder / "perplexity_test")
-    _copy_tokenizer(config, Path(lm_exp), Path(output_dir))
+        _copy_tokenizer(config, Path(lm_exp), folder)
     return packed
 
 
-def _copy_tokenizer(config: dict, source: Path, folder: Path) -> None:
+def _copy_tokenizer(config: Mapping, source: Path, folder: Path) -> None:
     """Tokenizer files that lie beside config.yaml, where perplexity looks for them, go along."""
-    for option in ("bpemodel", "non_linguistic_symbols"):
-        name = Path(config.get(option) or "")
-        if name.name and (source / name.name).is_file() and not (folder / name.name).exists():
-            shutil.copyfile(source / name.name, folder / name.name)
+    for name in tokenizer_names(config):
+        if (source / name).is_file() and name not in TARGETS:
+            shutil.copyfile(source / name, folder / name)
 
 
 def read_weights(checkpoint: Path) -> Dict[str, torch.Tensor]:
@@ -170,7 +173,7 @@ def _choose_plan(plan, config: dict, config_path: Path) -> Plan:
         return plan
     if plan is not None:
         return Plan.read(plan)
-    inline = config["lm_conf"].get("plan")
+    inline = config[families.CONF].get("plan")
     if inline is None:
         raise PlanError(
             f"{config_path} has no plan in lm_conf: this is an fp LM",
@@ -178,6 +181,29 @@ def _choose_plan(plan, config: dict, config_path: Path) -> Plan:
             "was trained with one",
         )
     return Plan.from_dict(inline)
+
+
+def _check_plan_source(
+    plan: Plan, config: Mapping, checkpoint: Path, fp_checkpoint: Optional[Path]
+) -> None:
+    """Refuse a plan that was made for other weights; of the same shape nothing else would tell.
+
+    Fine are: the weights that the plan records, or weights trained with this very plan.
+    """
+    expected = plan.source().get("checkpoint_sha256")
+    inline = config[families.CONF].get("plan")
+    if expected is None or (inline is not None and Plan.from_dict(inline) == plan):
+        return
+    found = sha256_file(checkpoint)
+    known = [found] if fp_checkpoint is None else [found, sha256_file(fp_checkpoint)]
+    if expected not in known:
+        raise MismatchError(
+            f"the plan was made for another checkpoint than {checkpoint}",
+            found=f"SHA-256 {found}",
+            expected=f"SHA-256 {expected}",
+            todo="make the plan of this checkpoint with `mpq plan`, or give the one it was made "
+            "for with --lm_file",
+        )
 
 
 def _plan_source(plan: Plan, token_list: Sequence[str]) -> Dict[str, Union[str, int]]:

@@ -364,3 +364,58 @@ def test_tokenizer_files_beside_the_config_go_along(host, fp_exp, plan_file, tmp
     (source / "bpe.model").write_bytes(b"pieces")
     pack_experiment(source, out, plan=plan_file)
     assert (out / "bpe.model").read_bytes() == b"pieces"
+
+
+def test_a_folder_holds_one_lm(make_lm_exp, fp_exp, plan_file, tmp_path):
+    """Replacing a packed LM replaces its tokenizer and forgets what was measured on it."""
+    out = tmp_path / "out"
+    tokens = [*fp_exp.token_list[:-2], "\u00e9", "<sos/eos>"]
+    other = make_lm_exp(tmp_path / "other", token_list=tokens, n_steps=1, bpemodel="b/bpe.model")
+    source = tmp_path / "lm"
+    shutil.copytree(fp_exp.path, source)
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    config.update(bpemodel="a/bpe.model", non_linguistic_symbols="a/nls.txt")
+    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("bpe.model", "nls.txt"):
+        (source / name).write_bytes(b"first")
+    pack_experiment(source, out, plan=plan_file)
+    (out / "perplexity.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    pack_experiment(source, out, plan=plan_file)  # the same: nothing is forgotten
+    assert (out / "perplexity.json").exists() and (out / "nls.txt").read_bytes() == b"first"
+    pack_experiment(other.path, out, plan=plan_file)  # its tokenizer lies elsewhere
+    names = sorted(path.name for path in out.iterdir() if path.is_file())
+    assert names == ["config.yaml", "notes.txt", "packed.safetensors", "receipt.json"]
+    (other.path / "bpe.model").write_bytes(b"second")
+    pack_experiment(other.path, out, plan=plan_file)
+    assert (out / "bpe.model").read_bytes() == b"second"
+    pack_experiment(source, out, plan=plan_file)
+    assert (out / "bpe.model").read_bytes() == b"first"
+
+
+def test_a_tokenizer_that_belongs_to_no_packed_lm_stays(fp_exp, plan_file, tmp_path):
+    source, out = tmp_path / "lm", tmp_path / "out"
+    shutil.copytree(fp_exp.path, source)
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    (source / "config.yaml").write_text(yaml.safe_dump({**config, "bpemodel": "bpe.model"}))
+    (source / "bpe.model").write_bytes(b"pieces")
+    out.mkdir()
+    (out / "bpe.model").write_bytes(b"mine")
+    with pytest.raises(InputError, match="bpe.model is in the way.*nothing was changed"):
+        pack_experiment(source, out, plan=plan_file)
+    assert [path.name for path in out.iterdir()] == ["bpe.model"]
+    assert (out / "bpe.model").read_bytes() == b"mine"
+
+
+def test_a_plan_of_another_checkpoint_is_refused(fp_exp, quantized_exp, arch, tmp_path):
+    plan = dataclasses.replace(mixed(arch, 1), provenance={"checkpoint_sha256": "a" * 64})
+    with pytest.raises(MismatchError) as caught:
+        pack_experiment(fp_exp.path, tmp_path / "out", plan=plan)
+    message = str(caught.value)
+    assert "another checkpoint" in message and "expected SHA-256 " + "a" * 64 in message
+    assert f"found SHA-256 {sha256_file(fp_exp.checkpoint)}" in message
+    pack_experiment(quantized_exp, tmp_path / "out", plan=plan)  # trained with it
+    right = {"checkpoint_sha256": sha256_file(fp_exp.checkpoint)}
+    other = dataclasses.replace(uniform(arch, ClusterSpec(4)), provenance=right)
+    pack_experiment(fp_exp.path, tmp_path / "out", plan=other)
+    pack_experiment(quantized_exp, tmp_path / "out", plan=other, fp_exp=fp_exp.path)
