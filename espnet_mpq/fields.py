@@ -7,7 +7,7 @@ from typing import Callable, Iterable
 from espnet_mpq.errors import FormatError
 
 AGAIN = "make it again with `mpq sensitivity` or `mpq nas`"
-LARGEST = 1e100
+LARGEST_NUMBER = 1e100
 
 
 def need(is_right: bool, where: str, name: str, value: object, expected: str) -> None:
@@ -28,7 +28,7 @@ def is_text(value: object) -> bool:
 def is_number(value: object) -> bool:
     """A number: no nan, no infinity, no boolean, nor one whose sums would overflow."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_one and abs(value) <= LARGEST
+    return is_one and abs(value) <= LARGEST_NUMBER
 
 
 def is_integer(value: object) -> bool:

@@ -11,7 +11,7 @@ from espnet_mpq.clusters import Cluster, loose_matrices
 from espnet_mpq.errors import InputError, near_matches
 
 Shapes = Dict[str, Tuple[int, ...]]
-LARGEST = 2**31 - 1
+LARGEST_SIZE = 2**31 - 1
 
 
 class Architecture(ABC):

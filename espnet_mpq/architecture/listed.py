@@ -8,7 +8,7 @@ from typing import Callable, ClassVar, Dict, Iterable, List, Mapping, Optional, 
 
 import torch
 
-from espnet_mpq.architecture.base import LARGEST, Architecture, Shapes
+from espnet_mpq.architecture.base import LARGEST_SIZE, Architecture, Shapes
 from espnet_mpq.architecture.gates import gate_clusters
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError
@@ -213,7 +213,7 @@ def _check(value: ListedArchitecture) -> None:
 
 
 def _is_size(value: object) -> bool:
-    return is_count(value) and value <= LARGEST
+    return is_count(value) and value <= LARGEST_SIZE
 
 
 def _is_shape(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Dict, List
 
-from espnet_mpq.architecture.base import LARGEST, Architecture, Shapes
+from espnet_mpq.architecture.base import LARGEST_SIZE, Architecture, Shapes
 from espnet_mpq.architecture.gates import GATES, gate_clusters
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError
@@ -37,7 +37,8 @@ class RnnArchitecture(Architecture):
                 found=repr(self.rnn_type),
                 expected="one of " + ", ".join(GATES),
             )
-        self._check_sizes(vocab_size=LARGEST, unit=LARGEST, nhid=LARGEST, nlayers=MOST_LAYERS)
+        sizes = dict.fromkeys(("vocab_size", "unit", "nhid"), LARGEST_SIZE)
+        self._check_sizes(**sizes, nlayers=MOST_LAYERS)
         if not isinstance(self.tie_weights, bool):
             raise InputError(
                 "architecture: bad tie_weights", found=repr(self.tie_weights), expected="a boolean"

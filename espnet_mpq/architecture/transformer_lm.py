@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, List, Optional
 
-from espnet_mpq.architecture.base import LARGEST, Architecture, Shapes
+from espnet_mpq.architecture.base import LARGEST_SIZE, Architecture, Shapes
 from espnet_mpq.architecture.rnn_lm import MOST_LAYERS
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError
@@ -41,7 +41,8 @@ class TransformerArchitecture(Architecture):
                 found=repr(self.pos_enc),
                 expected="one of " + ", ".join(map(repr, POS_ENCS)),
             )
-        sizes = dict.fromkeys(("vocab_size", "embed_unit", "att_unit", "head", "unit"), LARGEST)
+        names = ("vocab_size", "embed_unit", "att_unit", "head", "unit")
+        sizes = dict.fromkeys(names, LARGEST_SIZE)
         self._check_sizes(**sizes, layer=MOST_LAYERS)
         if self.att_unit % self.head or (self.pos_enc and self.att_unit % 2):
             raise InputError(

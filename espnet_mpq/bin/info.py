@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "verify a packed LM and print what every part of it costs"
 EXAMPLE = """example:
   mpq info exp/lm_packed
   mpq info exp/lm_packed --json

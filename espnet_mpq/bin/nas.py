@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict
 
 from espnet_mpq.bin.options import check_group, check_ngpu, provenance, read_yaml
-from espnet_mpq.bin.sensitivity import BITS, add_grid_arguments
+from espnet_mpq.bin.sensitivity import CHOSEN_BITS, add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
 
 KL_TOKENS = 10000  # on which mpq plan measures the joint KL
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget_bytes", type=int, help="the budget in bytes instead")
     add("--output_dir", required=True)
     add("--mode", choices=(PIPELINED, JOINT), default=PIPELINED)
-    add("--bits", type=int, nargs="+", choices=BITS, default=[1, 2, 4, 8])
+    add("--bits", type=int, nargs="+", choices=CHOSEN_BITS, default=[1, 2, 4, 8])
     add_grid_arguments(parser)
     add("--relaxation", choices=("gumbel", "softmax"), help="default: as the mode")
     add(

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 
-HELP = "write codes and scales of an LM as a directory that the host decodes with"
 EXAMPLE = """example:
   mpq pack --lm_exp exp/lm_mpq --fp_exp exp/lm_fp --output_dir exp/lm_mpq_packed
   mpq pack --lm_exp exp/lm_fp --plan plan.json --output_dir exp/lm_packed   (no training)

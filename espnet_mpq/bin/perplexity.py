@@ -9,7 +9,6 @@ from espnet_mpq import __version__
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import sha256_file, write_json
 
-HELP = "perplexity of an fp, quantized or packed LM per token and per word"
 EXAMPLE = """example:
   mpq perplexity exp/lm_train_lm_mpq --text dump/raw/lm_test.txt
   mpq perplexity exp/lm_packed --text test.txt --json perplexity.json

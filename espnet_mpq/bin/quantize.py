@@ -15,7 +15,6 @@ from espnet_mpq.io import read_json, write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
 
 REPORT_TOKENS = 50000
-HELP = "from an fp LM to a packed LM in one command"
 EXAMPLE = """example:
   mpq quantize exp/lm_train_lm --bits 2.0 --text dump/raw/lm_train.txt --output exp/lm_packed
   mpq quantize exp/lm_train_lm --bits 2.0 --text train.txt --output exp/lm_ptq --no_train

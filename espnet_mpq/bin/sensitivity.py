@@ -22,7 +22,7 @@ methods:
   hessian     1/2 (trace / weights) ||Q - W||^2 with the trace of the Hessian of the loss
   fisher      the same with the Fisher (Gauss-Newton) matrix, whose trace is never negative; faster
 """
-BITS = (1, 2, 4, 8, 16)
+CHOSEN_BITS = (1, 2, 4, 8, 16)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text", help="text to measure on, plain or `utt text` lines")
     add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
     add("--output", required=True, metavar="FILE.json", help="the sensitivity table")
-    add("--bits", type=int, nargs="+", choices=BITS, default=[1, 2, 4, 8])
+    add("--bits", type=int, nargs="+", choices=CHOSEN_BITS, default=[1, 2, 4, 8])
     add_grid_arguments(parser)
     add(
         "--max_tokens",

@@ -12,7 +12,7 @@ from espnet_mpq.quant.grid import Grid
 from espnet_mpq.quant.scale import SCALE_DTYPES
 from espnet_mpq.quant.sweep import best_scale
 
-METHODS = ("mse", "als")
+PROJECTIONS = ("mse", "als")
 MAX_SWEEP_LEVELS = 16
 TILE = 1 << 18  # weights worked on at a time: the temporaries stay in the cache
 
@@ -104,9 +104,9 @@ def _check_arguments(values, mask, method, init_scale, scale_dtype) -> None:
             found=f"{mask.dtype} of shape {tuple(mask.shape)}",
             expected=f"torch.bool {tuple(values.shape)}",
         )
-    if method not in METHODS:
+    if method not in PROJECTIONS:
         raise InputError(
-            "unknown projection method", found=repr(method), expected=" or ".join(METHODS)
+            "unknown projection method", found=repr(method), expected=" or ".join(PROJECTIONS)
         )
     if init_scale is not None and tuple(init_scale.shape) != (values.shape[0], 1):
         raise InputError(
