@@ -120,3 +120,39 @@ def attend_to_sequence(
     scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     shares = scores.softmax(dim=-1).masked_fill(hidden, 0.0)
     return (shares @ v).transpose(1, 2).reshape(batch, length, width)
+
+
+def ancestors(parents: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What every node of a prefix tree may look at, and how many tokens are before it.
+
+    Args:
+        parents: int64 (n,), the node before each; -1 for a first one; parents come first.
+
+    Returns:
+        bool (n, n), true where the column is the row or one of its ancestors; int64 (n,).
+    """
+    seen = torch.eye(len(parents), dtype=torch.bool, device=parents.device)
+    for node, parent in enumerate(parents.tolist()):
+        if parent >= 0:
+            seen[node] |= seen[parent]
+    return seen, seen.sum(1) - 1
+
+
+def attend_to_ancestors(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Attention of every node of a prefix tree to those it may look at.
+
+    Args:
+        query, key, value: (n, att_unit).
+        hidden: bool (n, n), true where the row may not look at the column.
+
+    Returns:
+        (n, att_unit).
+    """
+    n, width = query.shape
+    q, k, v = (x.view(n, heads, width // heads).transpose(0, 1) for x in (query, key, value))
+    scores = (q @ k.transpose(1, 2)) / (width // heads) ** 0.5
+    scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    shares = scores.softmax(dim=-1).masked_fill(hidden, 0.0)
+    return (shares @ v).transpose(0, 1).reshape(n, width)

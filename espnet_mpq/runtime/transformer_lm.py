@@ -13,7 +13,13 @@ from espnet_mpq.errors import InputError
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.runtime.layers import DenseLayers, KernelLayers
 from espnet_mpq.runtime.packed import PackedModule
-from espnet_mpq.runtime.prefixes import Memory, Prefix, attend_to_sequence
+from espnet_mpq.runtime.prefixes import (
+    Memory,
+    Prefix,
+    ancestors,
+    attend_to_ancestors,
+    attend_to_sequence,
+)
 
 # Of the host: its own LayerNorm has 1e-12, the one behind the embedding is PyTorch's.
 NORM_EPS, EMBED_NORM_EPS = 1e-12, 1e-5
@@ -99,6 +105,27 @@ class PackedTransformer(PackedModule):
             steps = [self.step(t[None], [p]) for t, p in zip(tokens, prefixes)]
             return torch.cat([scores for scores, _ in steps]), [grown for _, (grown,) in steps]
         return log_probs, memory.extended()
+
+    @torch.no_grad()
+    def tree_logits(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """Scores before the softmax of what follows every prefix of a tree, in one pass.
+
+        Args:
+            tokens: int64 (n,), the last token of every prefix; token 0 is seen by no other.
+            parents: int64 (n,), where the prefix without its last token stands, -1 for none;
+                parents come before their children.
+
+        Returns:
+            (n, vocab_size).
+        """
+        seen, positions = ancestors(parents)
+        hidden = ~seen | (tokens == 0)
+        heads = self.architecture.head
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend_to_ancestors(q, k, v, hidden, heads)
+
+        return self._network().run(tokens, positions, attend)
 
     def forward(self, tokens: torch.Tensor, state: None = None):
         """As logits."""
