@@ -119,6 +119,7 @@ LM_ROOMS = (
     r"architecture/\w+_lm\.py",
     r"runtime/(\w+_lm|prefixes|kernel_forms)\.py",
     r"hosts/\w+/lm/.*",
+    r"decode/.*",
     r"evaluate/perplexity\.py",
     r"bin/.*",
     r"kernels/lstm\.py",

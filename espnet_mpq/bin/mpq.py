@@ -21,6 +21,8 @@ SUBCOMMANDS = {
     "pack": "write a quantized LM as codes and scales that ESPnet decodes with",
     "info": "what is in a packed LM: bits, bytes and error of every cluster",
     "perplexity": "perplexity of an fp, quantized or packed LM",
+    "tune": "weights of LMs for rescoring, tuned on the n-best lists of a development set",
+    "rescore": "n-best lists in the order that LMs give them: packed, float, n-gram, density ratio",
     "compare": "word error rates of two systems, and whether they differ",
     "setup_recipe": "add the mpq stages to an ESPnet recipe folder",
 }

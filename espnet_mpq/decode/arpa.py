@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
-from espnet_mpq.decode.nbest import read_lines
 from espnet_mpq.errors import InputError
-from espnet_mpq.io import sha256_file
+from espnet_mpq.io import read_lines, sha256_file
 
 LN10 = math.log(10.0)
 SOS, EOS, UNK = "<s>", "</s>", "<unk>"
@@ -88,7 +87,8 @@ def read_arpa(path: Path) -> Tuple[int, Dict[str, Tuple[float, float]]]:
     promised: Dict[int, int] = {}
     found: Dict[int, int] = {}
     order, ended = None, False
-    for number, line in read_lines(path):
+    for number, line in enumerate(read_lines(path), 1):
+        line = line.strip()
         if line.startswith("\\"):
             section = line.strip("\\:")
             order = 0 if section == "data" else None
@@ -99,7 +99,7 @@ def read_arpa(path: Path) -> Tuple[int, Dict[str, Tuple[float, float]]]:
         elif order == 0 and line.startswith("ngram "):
             n, _, count = line[6:].partition("=")
             promised[int(n)] = int(count)
-        elif order:
+        elif order and line:
             fields = line.split()
             try:
                 words = " ".join(fields[1 : order + 1])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.io import atomic_write
+from espnet_mpq.io import atomic_write, read_lines
 
 SCORE = "score"  # the first pass' own total, where a list has one
 _RANK_FOLDER = re.compile(r"([1-9]\d*)best_recog")
@@ -205,8 +204,10 @@ def _same_utterances(path: Path, ours: Dict, other_path: Path, theirs: Dict) -> 
 def _read_pairs(path: Path) -> Dict[str, str]:
     """key -> rest of the line, in the order of the file."""
     pairs: Dict[str, str] = {}
-    for number, line in read_lines(path):
-        key, *rest = line.split(maxsplit=1)
+    for number, line in enumerate(read_lines(path), 1):
+        key, *rest = line.split(maxsplit=1) or [""]
+        if not key:
+            continue
         if key in pairs:
             raise InputError(f"{path}, line {number}: {key} is there already")
         pairs[key] = " ".join(rest[0].split()) if rest else ""
@@ -221,33 +222,11 @@ def _number(text: str, path: Path, key: str) -> float:
         raise InputError(f"{path}: the score of {key}", found=repr(text)) from None
 
 
-def read_lines(path: Path) -> Iterator[Tuple[int, str]]:
-    """Numbered lines of a UTF-8 file (.gz too), those without a word left out.
-
-    Raises:
-        InputError: the file is missing, damaged or not UTF-8.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path} is not UTF-8 text",
-                        found=f"byte 0x{raw[error.start]:02x} in line {number}",
-                    ) from error
-                if line:
-                    yield number, line
-    except (OSError, EOFError) as error:
-        raise InputError(
-            f"cannot read {path}", found=getattr(error, "strerror", None) or error
-        ) from error
-
-
 def _read_jsonl(path: Path) -> List[NbestList]:
     lists = []
-    for number, line in read_lines(path):
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
         try:
             lists.append(_from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -280,17 +280,21 @@ def tune_parts(
 
 
 def word_errors(
-    texts: Sequence[str], ref: str, align: Callable[[Sequence[str], Sequence[str]], str]
+    texts: Sequence[str],
+    ref: Sequence[str],
+    tokens: Callable[[Sequence[str]], List[str]],
+    align: Callable[[Sequence[str], Sequence[str]], str],
 ) -> numpy.ndarray:
     """Word errors of hypotheses, int64 (n,).
 
     Args:
-        align: (reference words, hypothesis words) -> a letter a step, "C" where it is right;
-            evaluate.wer.align, so that what is tuned is what is reported.
+        ref: tokens of the reference.
+        tokens: words -> tokens that are aligned (evaluate.scoring.Scoring.tokens).
+        align: (reference, hypothesis) -> a letter a step, "C" where it is right; both are those
+            of evaluate, so that what is tuned is what `mpq compare` reports.
     """
-    words = ref.split()
     known: Dict[str, int] = {}
     for text in texts:
         if text not in known:
-            known[text] = sum(step != "C" for step in align(words, text.split()))
+            known[text] = sum(step != "C" for step in align(ref, tokens(text.split())))
     return numpy.array([known[text] for text in texts], dtype=numpy.int64)

@@ -152,7 +152,11 @@ def test_tuning_parts_keeps_signs():
 
 
 def test_word_errors():
+    def tokens(words):
+        return [word for word in words if word != "@"]
+
     def align(ref, hyp):
         return "C" * min(len(ref), len(hyp)) + "D" * (len(ref) - len(hyp))
 
-    assert word_errors(["a b", "a", "a b", ""], "a b", align).tolist() == [0, 1, 0, 2]
+    found = word_errors(["a b", "a", "a @ b", ""], ["a", "b"], tokens, align)
+    assert found.tolist() == [0, 1, 0, 2]
