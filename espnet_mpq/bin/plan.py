@@ -18,8 +18,6 @@ EXAMPLE = """example:
   mpq plan --lm_exp exp/lm --uniform 4 --output_dir plan_4bit       (the same bits everywhere)
 writes plan.json, pareto.json, pareto.png, sensitivity.png and train_lm_mpq.yaml (for lm_train).
 """
-# Harms that add up this badly are worth swaps that are measured.
-NOT_ADDITIVE = 1.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=12,
         metavar="N",
-        help=f"measure up to N swaps if the joint KL is over {NOT_ADDITIVE} x the sum (0: never)",
+        help="measure the largest uniform plan that fits and up to N swaps of bits, and keep what "
+        "is best (0: the optimum of the table's sums as it is; default: %(default)s)",
     )
     add("--ngpu", type=int, choices=(0, 1), default=0, help="1: measure on the GPU")
 
@@ -58,6 +57,7 @@ def main(args: argparse.Namespace) -> int:
     from espnet_mpq.hosts.espnet.lm.train_config import train_settings
     from espnet_mpq.plan import budget_n_bytes, total_n_weights
     from espnet_mpq.planning.planner import joint_kl
+    from espnet_mpq.planning.refine import refine
     from espnet_mpq.planning.summary import summarize
 
     exp = load_fp_lm(args.lm_exp, args.lm_file)
@@ -71,21 +71,16 @@ def main(args: argparse.Namespace) -> int:
         budget = budget_n_bytes(n_weights, args.budget, args.budget_bytes)
         plan = planner.allocate(budget)
     settings = train_settings(exp, plan, user_options)  # before minutes of work
-    joint = None
+    joint = refined = None
     meter = _make_meter(args, exp, table)
-    if meter is not None:
+    # Harms of another unit (nas, plain traces) are no sums that swaps could go by.
+    if meter is not None and args.repair and budget and table.unit == meter.judged.unit:
+        refined = refine(planner, meter, plan, budget, args.repair)
+        plan, joint = refined.plan, refined.joint
+        settings["lm_conf"]["plan"] = plan.inline()
+    elif meter is not None:
         joint = joint_kl(meter, plan)
-        predicted = planner.predicted(plan)
-        # Harms of another unit (nas, plain traces) say nothing about the joint KL.
-        is_kl = table is not None and table.unit == "nats/token"
-        if args.repair and budget and is_kl and _add_up_badly(joint[0], predicted):
-            LOG.info(
-                "joint KL %.3g is over %.1f x the predicted sum %.3g: trying swaps",
-                *(joint[0], NOT_ADDITIVE, predicted),
-            )
-            plan, joint = planner.repair(meter, plan, joint, budget, args.repair)
-            settings["lm_conf"]["plan"] = plan.inline()
-    summary = summarize(planner, plan, joint)
+    summary = summarize(planner, plan, joint, refined)
     record = _record(args, exp, table, summary)
     written = _write(args, planner, plan, settings, summary, record)
     print(format_summary(summary))
@@ -147,11 +142,6 @@ def _write(args, planner, plan, settings: Dict, summary: Dict, record: Dict) -> 
             sensitivity_figure(args.sensitivity, folder / "sensitivity.png")
             written += ["pareto.png", "sensitivity.png"]
     return written
-
-
-def _add_up_badly(joint_kl: float, predicted: Optional[float]) -> bool:
-    """Whether the sum is far off; without a positive sum (rounding, kl_printed) no ratio says."""
-    return predicted is not None and predicted > 0 and joint_kl > NOT_ADDITIVE * predicted
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -244,6 +234,12 @@ def format_summary(summary: Dict) -> str:
         if summary["unit"] == "nats/token" and summary["predicted"] and summary["predicted"] > 0:
             line += f", {summary['joint_kl'] / summary['predicted']:.2f} x the sum"
         lines.append(line)
+    if summary.get("allocated_joint_kl") is not None:
+        beside = [f"of the table's optimum {summary['allocated_joint_kl']:.3e}"]
+        if summary["uniform_joint_kl"] is not None:
+            bits = summary["uniform_bits"]
+            beside.append(f"of {bits} bits everywhere {summary['uniform_joint_kl']:.3e}")
+        lines.append("joint KL at most of the same bytes: " + ", ".join(beside))
     return "\n".join(lines)
 
 

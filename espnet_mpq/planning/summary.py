@@ -8,11 +8,17 @@ from typing import Optional
 from espnet_mpq.packed.size import packed_size
 from espnet_mpq.plan import Plan
 from espnet_mpq.planning.planner import Measured, Planner
+from espnet_mpq.planning.refine import Refined
 from espnet_mpq.search.allocate import pareto_front
 
 
-def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) -> dict:
-    """Rows per cluster and totals, JSON-ready (no nan)."""
+def summarize(
+    planner: Planner,
+    plan: Plan,
+    joint: Optional[Measured] = None,
+    refined: Optional[Refined] = None,
+) -> dict:
+    """Rows per cluster and totals, JSON-ready (no nan); ``refined``: how the plan was found."""
     architecture, table = planner.architecture, planner.table
     size = packed_size(architecture, plan)
     rows = []
@@ -44,6 +50,9 @@ def summarize(planner: Planner, plan: Plan, joint: Optional[Measured] = None) ->
         "predicted_stderr": None if None in stderrs else sum(stderrs),
         "joint_kl": joint[0] if joint else None,
         "joint_kl_stderr": _finite(joint[1]) if joint else None,
+        "allocated_joint_kl": refined.allocated[0] if refined else None,
+        "uniform_joint_kl": refined.uniform[0] if refined and refined.uniform else None,
+        "uniform_bits": refined.uniform_bits if refined else None,
     }
 
 

@@ -142,14 +142,9 @@ def repair(
     choice, joint = dict(start), start_joint
     tried = {tuple(sorted(choice.items()))}
     while n_measurements > 0:
-        moves = [
-            m
-            for m in _moves(choice, harm, n_bytes, budget_n_bytes)
-            if tuple(sorted(m.items())) not in tried
-        ]
-        if not moves:
+        move = _best_move(choice, harm, n_bytes, budget_n_bytes, tried)
+        if move is None:
             break
-        move = min(moves, key=lambda m: sum(harm[name][bits] for name, bits in m.items()))
         tried.add(tuple(sorted(move.items())))
         measured = measure(move)
         n_measurements -= 1
@@ -158,12 +153,31 @@ def repair(
     return choice, joint
 
 
-def _moves(choice, harm, n_bytes, budget_n_bytes) -> List[Dict[str, int]]:
-    names = list(choice)
-    singles = [{a: bits} for a in names for bits in harm[a] if bits != choice[a]]
-    pairs = [(x, y) for i, x in enumerate(singles) for y in singles[:i] if x.keys() != y.keys()]
-    moved = [{**choice, **change} for change in singles + [{**x, **y} for x, y in pairs]]
-    return [m for m in moved if sum(n_bytes[n][b] for n, b in m.items()) <= budget_n_bytes]
+def _best_move(
+    choice: Dict[str, int], harm: Table, n_bytes: Table, budget_n_bytes: int, tried: set
+) -> Optional[Dict[str, int]]:
+    """The choice of least predicted harm that is one or two changes away, fits and is new."""
+    size = sum(n_bytes[name][bits] for name, bits in choice.items())
+    singles = [
+        (harm[a][bits] - harm[a][old], n_bytes[a][bits] - n_bytes[a][old], a, bits)
+        for a, old in choice.items()
+        for bits in harm[a]
+        if bits != old
+    ]
+    pairs = [
+        (x[0] + y[0], x[1] + y[1], x, y)
+        for i, x in enumerate(singles)
+        for y in singles[:i]
+        if x[2] != y[2]
+    ]
+    moves = [(change, grown, (one,)) for one in singles for change, grown in [one[:2]]]
+    moves += [(change, grown, (x, y)) for change, grown, x, y in pairs]
+    for _, grown, changes in sorted(moves, key=lambda move: move[0]):
+        if size + grown <= budget_n_bytes:
+            moved = {**choice, **{name: bits for _, _, name, bits in changes}}
+            if tuple(sorted(moved.items())) not in tried:
+                return moved
+    return None
 
 
 def _falls(values: np.ndarray) -> np.ndarray:

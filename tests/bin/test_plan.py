@@ -36,7 +36,8 @@ BUDGET = 21.0
 @pytest.fixture(scope="module")
 def planned(fp_exp, table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan") / "p"
-    assert main(plan_words(fp_exp, table, folder, "--budget", BUDGET)) == 0
+    words = plan_words(fp_exp, table, folder, "--budget", BUDGET, "--repair", 0)
+    assert main(words) == 0
     return folder
 
 
@@ -219,14 +220,36 @@ def test_joint_kl_needs_the_text_of_the_table_or_another(fp_exp, table, tmp_path
     assert "not measured" in capsys.readouterr().out
 
 
-def test_repair_never_makes_it_worse(fp_exp, table, tmp_path, monkeypatch):
-    from espnet_mpq.bin import plan as command
-
-    def joint(folder, *more):
+def test_refining_is_never_worse_than_the_sums_or_uniform_bits(fp_exp, table, tmp_path, capsys):
+    def summary(folder, *more):
         assert main(plan_words(fp_exp, table, folder, "--budget", BUDGET, *more)) == 0
         return Plan.read(folder / "plan.json").provenance["summary"]
 
-    monkeypatch.setattr(command, "NOT_ADDITIVE", 0.0)
-    before, after = joint(tmp_path / "a", "--repair", 0), joint(tmp_path / "b", "--repair", 20)
-    assert after["joint_kl"] <= before["joint_kl"]
+    before = summary(tmp_path / "a", "--repair", 0)
+    assert before["allocated_joint_kl"] is None
+    assert "at most of the same" not in capsys.readouterr().out
+    after = summary(tmp_path / "b", "--repair", 20)
+    assert after["allocated_joint_kl"] == before["joint_kl"]
+    assert after["joint_kl"] <= min(before["joint_kl"], after["uniform_joint_kl"])
     assert after["effective_bits"] <= BUDGET
+    said = f"of {after['uniform_bits']} bits everywhere {after['uniform_joint_kl']:.3e}"
+    assert said in capsys.readouterr().out
+    settings = yaml.safe_load((tmp_path / "b" / "train_lm_mpq.yaml").read_text())
+    bits = {n: c["bits"] for n, c in settings["lm_conf"]["plan"]["clusters"].items()}
+    plan = Plan.read(tmp_path / "b" / "plan.json")
+    assert bits == {name: spec.bits for name, spec in plan.clusters.items()}
+
+
+def test_uniform_bits_win_where_the_sums_mislead(fp_exp, table, tmp_path):
+    """A table that calls the embedding's lowest bits harmless: the measured plan is not fooled."""
+    value = json.loads(table.read_text())
+    for row in value["entries"].values():
+        for bits, entry in row.items():
+            entry["harm"] = 1e-9 * int(bits)  # the fewer bits the better
+    misleading = tmp_path / "s.json"
+    misleading.write_text(json.dumps(value))
+    words = ["--budget", BUDGET, "--repair", 1]
+    assert main(plan_words(fp_exp, misleading, tmp_path / "p", *words)) == 0
+    found = Plan.read(tmp_path / "p" / "plan.json").provenance["summary"]
+    assert found["allocated_joint_kl"] > 2 * found["uniform_joint_kl"] >= 2 * found["joint_kl"]
+

@@ -7,14 +7,6 @@ import pytest
 from espnet_mpq.bin import plan
 
 
-@pytest.mark.parametrize(
-    "joint_kl, predicted, badly",
-    [(3.1, 2, True), (2.9, 2, False), (0.1, 0, False), (0.1, -0.2, False), (0.1, None, False)],
-)
-def test_swaps_need_a_positive_sum(joint_kl, predicted, badly):
-    assert plan._add_up_badly(joint_kl, predicted) is badly
-
-
 @pytest.mark.parametrize("predicted, said", [(0.5, True), (0.0, False), (-0.5, False)])
 def test_the_ratio_is_said_for_a_positive_sum_only(predicted, said):
     row = {"cluster": "c", "bits": 1, "n_weights": 8, "n_bytes": 1, "harm": 0.0, "stderr": None}
