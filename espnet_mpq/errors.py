@@ -45,10 +45,17 @@ class MpqError(Exception):
 
     def at(self, place: object) -> "MpqError":
         """This error with its place in front; for ``raise error.at(path) from error``."""
-        there = copy.copy(self)
-        there.place, there.what = str(place), f"{place}: {self.what}"
-        there.args = (there._text(),)
-        return there
+        return self._changed(place=str(place), what=f"{place}: {self.what}")
+
+    def advising(self, todo: str) -> "MpqError":
+        """This error with another advice, where the caller knows more than who raised it."""
+        return self._changed(todo=todo)
+
+    def _changed(self, **parts: object) -> "MpqError":
+        other = copy.copy(self)
+        vars(other).update(parts)
+        other.args = (other._text(),)
+        return other
 
 
 class PlanError(MpqError):

@@ -44,6 +44,14 @@ def test_at_names_the_place_once_per_call_and_keeps_type_and_parts():
     assert error.place is None and str(error) == "no bits: found 3"
 
 
+def test_advising_changes_the_advice_alone():
+    full = write_error("a", OSError(errno.ENOSPC, "No space left on device"))
+    other = full.advising("go on")
+    assert type(other) is WriteError and other.is_full and other.found == full.found
+    assert str(other) == "cannot write a: found No space left on device; go on"
+    assert "nothing was changed" in str(full)
+
+
 @pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy])
 def test_errors_travel_between_processes(again):
     full = write_error("a", OSError(errno.ENOSPC, "No space left on device"))

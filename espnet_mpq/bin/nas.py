@@ -86,16 +86,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Search, write the table, print the one-best plan; returns 0."""
     _check_options(args)
+    from espnet_mpq.hosts.espnet.experiment.directory import check_output
+    from espnet_mpq.lock import locked
+
+    folder = Path(args.output_dir)
+    check_output(folder, [Path(args.lm_exp)])
+    with locked(folder):
+        return _search(args, folder)
+
+
+def _search(args: argparse.Namespace, folder: Path) -> int:
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.experiment.pack import check_output
     from espnet_mpq.hosts.espnet.lm.search import open_search
+    from espnet_mpq.hosts.espnet.lm.train import check_paths
     from espnet_mpq.planning.search_result import format_result, make_table
     from espnet_mpq.text import read_text
 
     user = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
-    folder = Path(args.output_dir)
-    check_output(folder, [Path(args.lm_exp)])
+    if not (args.nas_exp or args.config_only):
+        check_paths(folder, exp.checkpoint)
+        check_paths(folder, folder)  # the second phase starts from a checkpoint of the first
     _check_table(folder / "sensitivity.json")
     if args.nas_exp:
         read_text(args.text, args.text_format)  # its hash goes into the table

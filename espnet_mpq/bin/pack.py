@@ -29,18 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Pack and print where, how large and at how many effective bits."""
     from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
+    from espnet_mpq.lock import locked
     from espnet_mpq.packed.format import PACKED_FILE
     from espnet_mpq.packed.receipt import receipt, times_smaller
 
-    packed = pack_experiment(
-        args.lm_exp,
-        args.output_dir,
-        lm_file=args.lm_file,
-        plan=args.plan,
-        fp_exp=args.fp_exp,
-        fp_file=getattr(args, "fp_file", None),
-        command=shlex.join(["mpq", *sys.argv[1:]]),
-    )
+    with locked(args.output_dir):
+        packed = pack_experiment(
+            args.lm_exp,
+            args.output_dir,
+            lm_file=args.lm_file,
+            plan=args.plan,
+            fp_exp=args.fp_exp,
+            fp_file=getattr(args, "fp_file", None),
+            command=shlex.join(["mpq", *sys.argv[1:]]),
+        )
     totals = receipt(packed)["totals"]
     print(
         f"{args.output_dir}/{PACKED_FILE}: {totals['n_bytes']:,} bytes, "

@@ -8,13 +8,15 @@ import math
 import shlex
 import sys
 from pathlib import Path
+from typing import List, Optional
 
 from espnet_mpq.bin.options import Parser, check_group, check_ngpu, parse, read_yaml
-from espnet_mpq.errors import InputError
-from espnet_mpq.io import read_json, write_json
+from espnet_mpq.errors import InputError, WriteError
+from espnet_mpq.io import read_json, sha256_file, write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
 
 REPORT_TOKENS = 50000
+PLAN, MARK = Path("plan", "plan.json"), "quantize.json"  # in OUTPUT/work
 EXAMPLE = """example:
   mpq quantize exp/lm_train_lm --bits 2.0 --text dump/raw/lm_train.txt --output exp/lm_packed
   mpq quantize exp/lm_train_lm --bits 2.0 --text train.txt --output exp/lm_ptq --no_train
@@ -67,43 +69,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run all steps and print the receipt and the perplexities."""
     _check_options(args)
+    from espnet_mpq.hosts.espnet.experiment.directory import check_output
+    from espnet_mpq.lock import locked
+
+    check_output(Path(args.output), [Path(args.lm_exp)])
+    try:
+        with locked(args.output):
+            _quantize(args, Path(args.output) / "work")
+    except WriteError as error:
+        if not error.is_full:
+            raise
+        todo = "free disk space; the same command goes on with what is finished in OUTPUT/work"
+        raise error.advising(todo) from error
+
+
+def _quantize(args: argparse.Namespace, work: Path) -> None:
     from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.experiment.pack import check_output
-    from espnet_mpq.hosts.espnet.lm.train import train_lm
+    from espnet_mpq.hosts.espnet.lm.train import check_paths, train_lm
     from espnet_mpq.text import read_text, split_valid
 
-    work = Path(args.output) / "work"
-    check_output(Path(args.output), [Path(args.lm_exp)])
     user_options = read_yaml(args.train_config) if args.train_config else {}
     exp = load_fp_lm(args.lm_exp, args.lm_file)
+    if not args.no_train:
+        check_paths(work, exp.checkpoint)
+    _check_own_plan(work)
     _check_plan(args, exp, user_options)
     train = valid = read_text(args.text, args.text_format)
     if args.valid_text:
         valid = read_text(args.valid_text, args.text_format)
     elif not args.no_train:
         train, valid = split_valid(train, args.seed)
-    checkpoint = ["--lm_exp", args.lm_exp, "--lm_file", str(exp.checkpoint.resolve())]
-    storage = ["--grid", args.grid, "--tying", args.tying]
-    if args.group_size is not None:
-        storage += ["--group_size", str(args.group_size)]
-    text = ["--text", args.text, "--text_format", args.text_format, "--seed", str(args.seed)]
-    text += ["--max_tokens", str(args.sensitivity_tokens)]
+    fp_file = str(exp.checkpoint.resolve())
+    checkpoint = _words(lm_exp=args.lm_exp, lm_file=fp_file)
+    storage = _words(grid=args.grid, tying=args.tying, group_size=args.group_size)
+    text = _words(text=args.text, text_format=args.text_format, seed=args.seed)
+    text += _words(max_tokens=args.sensitivity_tokens)
 
-    plan = ["plan", *checkpoint, *text, "--output_dir", str(work / "plan")]
+    plan = ["plan", *checkpoint, *text, *_words(output_dir=work / "plan")]
     if args.uniform:
         plan += ["--uniform", str(int(args.bits)), *storage]
     else:
-        table = str(work / "sensitivity.json")
-        _step("sensitivity", ["sensitivity", *checkpoint, *text, *storage, "--output", table])
-        plan += ["--sensitivity", table, "--budget", str(args.bits)]
-    if args.train_config:
-        plan += ["--train_config", args.train_config]
-    _step("plan", plan)
+        table = work / "sensitivity.json"
+        words = ["sensitivity", *checkpoint, *text, *storage, *_words(output=table)]
+        _step("sensitivity", words)
+        plan += _words(sensitivity=table, budget=args.bits)
+    _mark_plan(work, None)  # from here on a plan in this folder is ours
+    _step("plan", plan + _words(train_config=args.train_config))
+    _mark_plan(work, sha256_file(work / PLAN))
 
-    pack = ["pack", "--output_dir", args.output, "--fp_exp", args.lm_exp]
-    pack += ["--fp_file", str(exp.checkpoint.resolve())]
+    pack = ["pack", *_words(output_dir=args.output, fp_exp=args.lm_exp, fp_file=fp_file)]
     if args.no_train:
-        pack += [*checkpoint, "--plan", str(work / "plan" / "plan.json")]
+        pack += [*checkpoint, *_words(plan=work / PLAN)]
     else:
         print(f"== training (log: {work}/train/train.log)", file=sys.stderr, flush=True)
         trained = train_lm(
@@ -118,13 +134,46 @@ def main(args: argparse.Namespace) -> None:
             ngpu=args.ngpu,
             seed=args.seed,
         )
-        pack += ["--lm_exp", str(trained)]
+        pack += _words(lm_exp=trained)
     _step("packing", pack)
     if args.valid_text:
         name = args.valid_text
     else:
         name = args.text if args.no_train else f"{len(valid)} held-out sentences of {args.text}"
     _report(args, exp, valid, name)
+
+
+def _words(**options: object) -> List[str]:
+    """Options that have a value as words of a command line."""
+    words: List[str] = []
+    for name, value in options.items():
+        if value is not None:
+            text = str(value)
+            # As one word, a value may begin with a dash.
+            words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    return words
+
+
+def _check_own_plan(work: Path) -> None:
+    """Raise InputError for a plan that this command did not write, or that was changed since."""
+    plan, mark = work / PLAN, work / MARK
+    if not plan.exists():
+        return
+    known = read_json(mark).get("plan_sha256") if mark.is_file() else "none"
+    if known is not None and known != sha256_file(plan):
+        raise InputError(
+            f"{plan} would be written over",
+            found="a plan that mpq quantize did not write"
+            if known == "none"
+            else "a plan that was changed since mpq quantize wrote it",
+            todo="move it away or give another --output; with this plan: `mpq pack --plan`, or "
+            "lm_train and `mpq pack`",
+        )
+
+
+def _mark_plan(work: Path, sha256: Optional[str]) -> None:
+    """Record which plan is ours; None: whichever is there, until the next call."""
+    write_json(work / MARK, {"plan_sha256": sha256})
 
 
 def _check_options(args: argparse.Namespace) -> None:

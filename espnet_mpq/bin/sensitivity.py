@@ -88,6 +88,7 @@ def add_grid_arguments(parser: argparse.ArgumentParser, default: bool = True) ->
 
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, or merge shards; prints where the table is."""
+    from espnet_mpq.lock import locked
     from espnet_mpq.sensitivity import table as tables
 
     if args.merge is not None:
@@ -106,7 +107,8 @@ def main(args: argparse.Namespace) -> int:
     tables.select_shard([], args.job, args.n_jobs)
     if args.job is not None:
         output = tables.shard_path(args.output, args.job)
-    table = measure_table(args, output)
+    with locked(output):
+        table = measure_table(args, output)
     print(f"{output}: {sum(map(len, table.entries.values()))} entries")
     return 0
 

@@ -159,3 +159,75 @@ def test_wrong_input_is_one_line_and_leaves_no_packed_lm(
         assert word in lines[0]
     assert not (output / "packed.safetensors").exists()
     assert not (output / "work").exists()  # said before the first measurement
+
+
+def test_a_plan_that_it_did_not_write_stays(fp_exp, text_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    plan = out / "work" / "plan" / "plan.json"
+    words = [fp_exp.path, "--bits", 4, "--uniform", "--text", text_file, "--no_train"]
+    words += ["--output", out, "--sensitivity_tokens", 100]
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{}")
+    assert run(*words) == 1
+    assert "a plan that mpq quantize did not write" in capsys.readouterr().err
+    assert plan.read_text() == "{}" and not (out / "packed.safetensors").exists()
+    plan.unlink()
+    assert run(*words) == 0
+    assert run(*words, "--bits", 8) == 0  # its own plan may be replaced
+    assert {s.bits for s in Plan.read(plan).clusters.values()} == {8}
+    value = json.loads(plan.read_text())
+    value["clusters"]["output"]["bits"] = 2
+    plan.write_text(json.dumps(value))
+    capsys.readouterr()
+    assert run(*words) == 1
+    assert "changed since mpq quantize wrote it" in capsys.readouterr().err
+    assert json.loads(plan.read_text()) == value
+
+
+def test_what_the_host_would_split_is_refused_before_the_first_step(
+    fp_exp, text_file, tmp_path, capsys
+):
+    words = ["--bits", 24, "--text", text_file]
+    assert run(fp_exp.path, *words, "--output", tmp_path / "a,b") == 1
+    error = capsys.readouterr().err
+    assert "a comma, at which --train_data_path_and_name_and_type" in error and "==" not in error
+    colon = tmp_path / "lm:best"
+    shutil.copytree(fp_exp.path, colon)
+    assert run(colon, *words, "--output", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "a colon, at which --init_param FILE:SRC:DST" in error and "==" not in error
+    assert not (tmp_path / "out").exists() and not (tmp_path / "a,b").exists()
+
+
+def test_paths_with_signs_of_shells_and_options_work(
+    fp_exp, text_file, train_config, tmp_path, monkeypatch, capsys
+):
+    """Without and with training; relative, so that some begin with a dash."""
+    monkeypatch.chdir(tmp_path)
+    name = "-a b'c\"d\n(\u00e9)%{x}"
+    shutil.copytree(fp_exp.path, name)
+    shutil.copy(text_file, name + ".txt")
+    words = ["--bits=1", "--uniform", f"--text={name}.txt", f"--train_config={train_config}"]
+    words += ["--sensitivity_tokens=100", "--max_epoch=1", "--", name]
+    for more in (["--no_train"], []):
+        out = f"-out {len(more)}:[\u00e9]"
+        assert run(*more, f"--output={out}", *words) == 0, capsys.readouterr().err
+        assert (tmp_path / out / "packed.safetensors").is_file()
+
+
+def test_two_processes_on_one_output(fp_exp, text_file, tmp_path, capsys, monkeypatch):
+    from espnet_mpq import lock
+
+    out = tmp_path / "out"
+    with lock.locked(out):
+        monkeypatch.setattr(lock, "_held", {})  # as another process sees it
+        for words in (
+            ["quantize", fp_exp.path, "--bits", 24, "--text", text_file, "--output", out],
+            ["pack", "--lm_exp", fp_exp.path, "--output_dir", out],
+            ["sensitivity", "--lm_exp", fp_exp.path, "--text", text_file, "--output", out],
+        ):
+            assert mpq.main([str(w) for w in words]) == 1
+            lines = capsys.readouterr().err.strip().splitlines()
+            assert len(lines) == 1 and "another process is writing" in lines[0], lines
+        monkeypatch.undo()
+    assert not out.exists()

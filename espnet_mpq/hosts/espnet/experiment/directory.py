@@ -12,6 +12,7 @@ from typing import Iterable, Iterator, List, Mapping, Optional
 
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.io import write_error
+from espnet_mpq.lock import locked
 from espnet_mpq.packed import container
 from espnet_mpq.packed.format import PACKED_FILE
 
@@ -65,7 +66,13 @@ def replaced_directory(output_dir: Path) -> Iterator[Path]:
 
     Raises:
         InputError: something cannot be written; no temporary file stays behind.
+        BusyError: another process is writing there.
     """
+    with locked(output_dir):
+        yield from _replaced(output_dir)
+
+
+def _replaced(output_dir: Path) -> Iterator[Path]:
     temporary, moving = None, False
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)

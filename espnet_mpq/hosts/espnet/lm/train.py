@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Collection, Dict, List, Optional, Sequence, Union
@@ -12,10 +14,11 @@ from espnet_mpq.errors import InputError, MpqError
 from espnet_mpq.hosts.espnet.experiment.opened import Experiment
 from espnet_mpq.hosts.espnet.lm.tokenizer import find_tokenizer_files, tokenize
 from espnet_mpq.hosts.espnet.registry import register
-from espnet_mpq.io import atomic_write, sha256_bytes, sha256_file
+from espnet_mpq.io import FULL, atomic_write, sha256_bytes, sha256_file, write_error
 from espnet_mpq.text import Sentences, with_host_names, write_text
 
 LOG = logging.getLogger("espnet_mpq")
+TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "file write failed")
 BATCH_TOKENS = 1600  # predicted tokens of one update
 
 
@@ -52,6 +55,7 @@ def train_lm(
     Raises:
         InputError: a sentence file cannot be made, or the host stopped with an error.
     """
+    check_paths(folder, exp.checkpoint if init is None else init)
     register()
     from espnet2.tasks.lm import LMTask
 
@@ -59,6 +63,7 @@ def train_lm(
     data, output = folder / "data", folder / "exp"
     _write_token_list(exp.vocabulary.tokens, data / "tokens.txt")
     tokenizer = find_tokenizer_files(exp.args, str(exp.config))
+    tokenizer = {option: os.path.abspath(path) for option, path in tokenizer.items()}
     words = ["--token_list", str(data / "tokens.txt"), *_tokenizer_options(exp, tokenizer)]
     n_tokens = {}
     for name, sentences in (("train", train), ("valid", valid)):
@@ -72,20 +77,68 @@ def train_lm(
     words += [w for name, value in settings.items() for w in (f"--{name}", str(value))]
     words += ["--config", str(config), "--output_dir", str(output), "--resume", "true"]
     words += ["--init_param", str(init.resolve()), "--ngpu", str(ngpu)]
-    log = folder / "train.log"
-    with _log_file(log):
-        try:
+    try:
+        with _log_file(folder / "train.log"):
             LMTask.main(cmd=words)
-        except MpqError:
-            raise
-        except (Exception, SystemExit) as error:  # whatever the host, torch or the disk say
-            first = " ".join(str(error).split())[:200]
-            raise InputError(
-                "the training stopped",
-                found=f"{type(error).__name__}: {first}",
-                todo=f"see the end of {log}; the same command goes on from the last checkpoint",
-            ) from error
+    except MpqError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the host, torch or the disk say
+        raise _stopped(error, folder) from error
     return output
+
+
+def check_paths(folder: Union[str, Path], checkpoint: Union[str, Path]) -> None:
+    """Raise InputError for paths with a character that an option of the host splits at.
+
+    Args:
+        folder: that `train_lm` will train in.
+        checkpoint: that it will start from.
+    """
+    for path, mark, name, form in (
+        (folder, ",", "comma", "--train_data_path_and_name_and_type PATH,NAME,TYPE"),
+        (checkpoint, ":", "colon", "--init_param FILE:SRC:DST:EXCLUDE"),
+    ):
+        if mark in str(Path(path).resolve()):
+            raise InputError(
+                f"ESPnet cannot train with the path {path}",
+                found=f"a {name}, at which {form} is split",
+                expected=f"a path without {name}",
+                todo="give another one, or a link without it",
+            )
+
+
+def _stopped(error: BaseException, folder: Path) -> InputError:
+    """The error for a training that the host broke off; says plainly that a disk is full."""
+    again = "the same command goes on from the last checkpoint"
+    causes, cause = [], error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    full = [c for c in causes if isinstance(c, OSError) and c.errno in FULL]
+    # torch tells no more of a failed write than where in its own code that was.
+    if not full and any(word in str(error) for word in TORCH_WRITE_ERRORS):
+        full = _full_disk(folder)
+    if full:
+        made = write_error(f"the training's files in {folder}", full[0])
+        return made.advising(f"free disk space; {again}")
+    first = " ".join(str(error).split())[:200]
+    return InputError(
+        "the training stopped",
+        found=f"{type(error).__name__}: {first}",
+        todo=f"see the end of {folder / 'train.log'}; {again}",
+    )
+
+
+def _full_disk(folder: Path) -> List[OSError]:
+    """[the error of a write of 1 MiB into ``folder``], or [] if that succeeds."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return [error]
+    return []
 
 
 def _settings(n_tokens: int, keep, max_epoch, epoch_tokens, seed: int) -> Dict[str, object]:
@@ -169,7 +222,7 @@ def _log_file(path: Path):
     """The host's log goes to a file; the result line of every epoch also to the terminal."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s (%(module)s:%(lineno)d) %(message)s"))
     terminal = logging.StreamHandler()
     terminal.addFilter(lambda record: "epoch results" in record.getMessage())
@@ -183,6 +236,11 @@ def _log_file(path: Path):
         root.handlers = before
         root.setLevel(level)
         file.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record) -> None:
+        """Say nothing of a full disk here: the next checkpoint stops the run."""
 
 
 class _EpochLine(logging.Formatter):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 import numpy
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -92,3 +96,32 @@ def test_the_tokenizer_is_that_of_the_lm_whatever_the_training_config(exp, fp_ex
 
     args = load_fp_lm(out).args
     assert args.cleaner is None and args.token_type == "char"
+
+
+@pytest.mark.parametrize(
+    "error, free, message",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True, "No space left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected"), False, "No space"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3"), False, "No space left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . x"), True, "RuntimeError: .enf"),
+        (ValueError("odd"), False, "ValueError: odd"),
+    ],
+)
+def test_a_full_disk_is_said_plainly(tmp_path, monkeypatch, error, free, message):
+    from espnet_mpq.hosts.espnet.lm import train
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if not free:
+        monkeypatch.setattr(os, "fsync", full)
+    outer = RuntimeError("while saving")
+    outer.__cause__ = error
+    for one in (error, outer) if isinstance(error, OSError) else (error,):
+        made = train._stopped(one, tmp_path)
+        assert re.search("found " + message, str(made)), str(made)
+        is_full = message.startswith("No space")
+        assert getattr(made, "is_full", False) == is_full
+        assert ("free disk space; the same command goes on" in str(made)) == is_full
+        assert "nothing was changed" not in str(made)
