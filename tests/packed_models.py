@@ -17,7 +17,7 @@ from espnet_mpq.plan import ClusterSpec, Plan
 SPECS = [
     ClusterSpec(bits, grid, tying, 5 if tying == "group" else None)
     for bits, grid, tying in itertools.product(
-        (1, 2, 4, 8), ("uniform", "paper"), ("row", "group", "cluster", "model")
+        (1, 2, 3, 4, 8), ("uniform", "paper"), ("row", "group", "cluster", "model")
     )
 ] + [ClusterSpec(16), ClusterSpec(32)]
 

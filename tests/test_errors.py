@@ -70,11 +70,11 @@ def test_a_full_disk_is_told_from_a_forbidden_one():
 
 def test_a_plan_file_is_named_by_its_error(tmp_path):
     path = tmp_path / "plan.json"
-    path.write_text('{"clusters": {"output": {"bits": 3}}}')
+    path.write_text('{"clusters": {"output": {"bits": 5}}}')
     with pytest.raises(PlanError) as caught:
         Plan.read(path)
-    assert caught.value.place == str(path) and caught.value.found == "3"
-    assert str(caught.value).startswith(f"{path}: plan, cluster output: unsupported bits: found 3")
+    assert caught.value.place == str(path) and caught.value.found == "5"
+    assert str(caught.value).startswith(f"{path}: plan, cluster output: unsupported bits: found 5")
     assert isinstance(caught.value.__cause__, MpqError)
 
 

@@ -50,7 +50,7 @@ def test_json_round_trip(tmp_path, lm):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda d: d["clusters"]["output"].update(bits=3), ("output", "3", "1, 2, 4, 8")),
+        (lambda d: d["clusters"]["output"].update(bits=5), ("output", "5", "1, 2, 3, 4, 8")),
         (lambda d: d["clusters"]["output"].update(bits=True), ("output", "True")),
         (lambda d: d["clusters"]["output"].update(bits=2.0), ("output", "2.0")),
         (lambda d: d["clusters"]["output"].update(bits=[2]), ("output", "[2]")),

@@ -29,7 +29,7 @@ SUBCOMMANDS = {
 HELP = """\
 usage: mpq SUBCOMMAND [options]          mpq SUBCOMMAND --help  (options, an example)
 
-Makes language models of ESPnet small: 1, 2, 4 or 8 bits, different for every part.
+Makes language models of ESPnet small: 1, 2, 3, 4 or 8 bits, different for every part.
 
 subcommands:
 {subcommands}

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         required=True,
         help="budget in effective bits: all bytes of the packed file x 8 / weights of the LM; "
-        "with --uniform the bits of every cluster: 1, 2, 4 or 8",
+        "with --uniform the bits of every cluster: 1, 2, 3, 4 or 8",
     )
     add("--text", required=True, help="training text: plain or `utt text` lines, .gz too")
     add("--output", required=True, help="folder of the packed LM, an LM experiment for ESPnet")
@@ -183,7 +183,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError(
             "--uniform gives every cluster the same bits",
             found=f"--bits {args.bits:g}",
-            expected="--bits 1, 2, 4 or 8",
+            expected="--bits 1, 2, 3, 4 or 8",
         )
     if not 0 < args.bits <= 32:
         raise InputError("--bits", found=f"{args.bits:g}", expected="a budget above 0, at most 32")

@@ -22,7 +22,7 @@ methods:
   hessian     1/2 (trace / weights) ||Q - W||^2 with the trace of the Hessian of the loss
   fisher      the same with the Fisher (Gauss-Newton) matrix, whose trace is never negative; faster
 """
-CHOSEN_BITS = (1, 2, 4, 8, 16)
+CHOSEN_BITS = (1, 2, 3, 4, 8, 16)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

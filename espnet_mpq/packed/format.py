@@ -15,6 +15,7 @@ from espnet_mpq.clusters import Cluster
 from espnet_mpq.errors import FormatError, InputError
 from espnet_mpq.io import atomic_write, sha256_bytes
 from espnet_mpq.packed import container
+from espnet_mpq.packed.bits import unpack_codes
 from espnet_mpq.packed.container import AGAIN, PREFIX_N_BYTES
 from espnet_mpq.packed.metadata import VERSION, check, header_bytes
 from espnet_mpq.packed.tensors import DTYPES, TensorSpec, find_part, tensor_specs
@@ -182,6 +183,8 @@ def _largest_code(packed_codes: torch.Tensor, bits: int, cols: int) -> int:
     used = cols * bits % 8
     if used and int((packed_codes[:, -1] >> used).max()) != 0:
         return 256
+    if bits == 3:  # every code is one of its grid but for the last of "paper"
+        return int(unpack_codes(packed_codes, bits, cols).max())
     # Per bit position of a byte, the largest code there.
     mask = 2**bits - 1
     return max(int(((packed_codes >> shift) & mask).max()) for shift in range(0, 8, bits))

@@ -20,7 +20,7 @@ from espnet_mpq.plan import Plan
 from espnet_mpq.vocabulary import SPECIAL
 
 FORMAT = "espnet_mpq.packed"
-VERSION = 1
+VERSION = 2
 # Room kept in every header for the values that are known only when packing, so that the size of
 # a file follows from architecture and plan alone. If they need more, the header gets longer.
 RESERVED_N_BYTES = 768
@@ -42,6 +42,11 @@ KEYS = (
 ERROR_REFERENCES = ("fp", "checkpoint")  # the weights that relative_error compares with
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ERROR = re.compile(r"[0-9]\.[0-9]{4}e[+-][0-9]{2}")
+
+
+def version_of(plan: Plan) -> int:
+    """The version of a file: 2 where the plan has clusters of 3 bits, else 1."""
+    return 2 if any(spec.bits == 3 for spec in plan.clusters.values()) else 1
 
 
 def format_error(relative_error: float) -> str:
@@ -70,7 +75,7 @@ def build(
     """Complete metadata with its self hash; ``tensors`` is name -> SHA-256 of its bytes."""
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version_of(plan),
         "architecture": architecture.to_dict(),
         "plan": plan.to_dict(provenance=False),
         "token_list": dict(token_list),
@@ -115,11 +120,12 @@ def check(metadata: dict, path: str) -> Tuple[Architecture, Plan, List[TensorSpe
     """
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{path} is no packed LM", found=repr(metadata.get("format"))[:80])
-    if type(metadata.get("version")) is not int or metadata["version"] != VERSION:
+    version = metadata.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise FormatError(
             f"{path} has an unknown format version",
             found=repr(metadata.get("version"))[:80],
-            expected=VERSION,
+            expected=f"1 to {VERSION}",
             todo="upgrade espnet_mpq, or make the file again with `mpq pack`",
         )
     try:
@@ -139,6 +145,7 @@ def check(metadata: dict, path: str) -> Tuple[Architecture, Plan, List[TensorSpe
         plan = Plan.from_dict(metadata["plan"])
         specs = tensor_specs(architecture, plan)
         _need(plan.to_dict(provenance=False) == metadata["plan"], "plan")
+        _need(version == version_of(plan), "version")
         _need(set(metadata["relative_error"]) == set(plan.clusters), "relative_error")
         _need(set(metadata["tensors"]) == {spec.name for spec in specs}, "tensors")
         _need(metadata["token_list"]["n_tokens"] == architecture.vocab_size, "token_list")

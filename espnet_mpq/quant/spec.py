@@ -7,7 +7,7 @@ from typing import Optional, Tuple
 
 from espnet_mpq.errors import PlanError
 
-QUANTIZED_BITS = (1, 2, 4, 8)
+QUANTIZED_BITS = (1, 2, 3, 4, 8)
 BITS = QUANTIZED_BITS + (16, 32)  # 16 and 32 are float16 and float32, no codes
 GRIDS = ("paper", "uniform")
 TYINGS = ("model", "cluster", "row", "group")

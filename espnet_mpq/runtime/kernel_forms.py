@@ -11,6 +11,7 @@ from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.kernels import dispatch
 from espnet_mpq.kernels.lstm import KernelLstm
 from espnet_mpq.kernels.matrix import KernelMatrix
+from espnet_mpq.packed.bits import pack_codes, unpack_codes
 from espnet_mpq.packed.tensors import codes_name, scales_name, weight_name
 from espnet_mpq.plan import ClusterSpec
 from espnet_mpq.quant.grid import make_grid
@@ -42,6 +43,22 @@ def kernel_name(architecture: Architecture) -> str:
     return path
 
 
+# Codes of 3 bits are dense in the file; the kernels look them up as codes of 4.
+KERNEL_BITS = {3: 4}
+
+
+def to_kernel(codes: torch.Tensor, bits: int, cols: int) -> torch.Tensor:
+    """Codes of a packed file (rows, bytes) with the bits that the kernels take."""
+    wider = KERNEL_BITS.get(bits)
+    return codes if wider is None else pack_codes(unpack_codes(codes, bits, cols), wider)
+
+
+def from_kernel(codes: torch.Tensor, bits: int, cols: int) -> torch.Tensor:
+    """The inverse of to_kernel."""
+    wider = KERNEL_BITS.get(bits)
+    return codes if wider is None else pack_codes(unpack_codes(codes, wider, cols), bits)
+
+
 def stored_name(cluster: Cluster, part: Part, spec: ClusterSpec) -> str:
     """The tensor of the packed file that holds the codes or weights of a part."""
     return (codes_name if spec.is_coded else weight_name)(cluster, part)
@@ -69,7 +86,9 @@ def make_matrix(
     # One scale for a whole cluster or model is one tensor, whatever the part.
     names = dict.fromkeys(scales_name(cluster, part, spec) for part in parts)
     scales = torch.cat([tensor(name) for name in names])
-    return KernelMatrix(stored, scales, levels, spec.bits, parts[0].cols, spec.group_size)
+    bits, cols = KERNEL_BITS.get(spec.bits, spec.bits), parts[0].cols
+    stored = to_kernel(stored, spec.bits, cols)
+    return KernelMatrix(stored, scales, levels, bits, cols, spec.group_size)
 
 
 def make_lstm(

@@ -16,7 +16,13 @@ from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.load import check_model
 from espnet_mpq.packed.tensors import DTYPES, tensor_specs
 from espnet_mpq.plan import Plan
-from espnet_mpq.runtime.kernel_forms import kernel_name, make_matrix, path_for, stored_name
+from espnet_mpq.runtime.kernel_forms import (
+    from_kernel,
+    kernel_name,
+    make_matrix,
+    path_for,
+    stored_name,
+)
 
 
 class _Held(NamedTuple):
@@ -25,9 +31,11 @@ class _Held(NamedTuple):
     matrix: KernelMatrix
     start: int
     stop: int
+    bits: int  # of the file
 
     def tensor(self) -> torch.Tensor:
-        return self.matrix.stored()[self.start : self.stop].clone()
+        stored = self.matrix.stored()[self.start : self.stop]
+        return from_kernel(stored, self.bits, self.matrix.cols).clone()
 
 
 class PackedModule(torch.nn.Module):
@@ -94,7 +102,7 @@ class PackedModule(torch.nn.Module):
             matrix, start = self._matrices.setdefault(names, made), 0
             for name, part in zip(names, parts):
                 stop = start + part.shape[0]
-                self._held[name] = _Held(matrix, start, stop)
+                self._held[name] = _Held(matrix, start, stop, spec.bits)
                 self._buffers[_buffer_name(name)] = None
                 start = stop
         return self._matrices[names]

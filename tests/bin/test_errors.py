@@ -56,7 +56,7 @@ def test_options(fails, tmp_path, fp_exp, text_file):
     fails(["sensitivity"], "--output", status=2)
     fails(["sensitivity", "--output", "x.json"], "--lm_exp is missing")
     fails(["sensitivity", "--outptu", "x", "--output", "x"], "did you mean '--output'")
-    fails(sensitivity(fp_exp.path, text_file, "--bits", 3), "invalid choice: 3", status=2)
+    fails(sensitivity(fp_exp.path, text_file, "--bits", 5), "invalid choice: 5", status=2)
     misspelt = sensitivity(fp_exp.path, text_file, "--method", "hesian")
     fails(misspelt, "--method", "did you mean 'hessian'?", status=2)
     fails(sensitivity(fp_exp.path, text_file, "--job", 2), "--job and --n_jobs")
@@ -168,7 +168,7 @@ def test_plan_options(fails, fp_exp, table, tmp_path):
 
     fails(plan(), "one of --budget")
     fails(plan("--budget", 2, "--uniform", 2), "one of --budget")
-    fails(plan("--uniform", 3), "found 3", "1, 2, 4, 8, 16, 32")
+    fails(plan("--uniform", 5), "found 5", "1, 2, 3, 4, 8, 16, 32")
     fails(plan("--budget", 20), "--sensitivity")
     fails(plan("--budget", -1, "--sensitivity", table), "above 0")
     fails(plan("--budget", "nan", "--sensitivity", table), "above 0")
@@ -199,8 +199,8 @@ def test_plan_refuses_damaged_tables(fails, fp_exp, table, tmp_path):
         change(changed["entries"])
         return json.dumps(changed)
 
-    def three_bits(e):
-        e["output"]["3"] = e["output"].pop("1")
+    def five_bits(e):
+        e["output"]["5"] = e["output"].pop("1")
 
     for content, parts in (
         ("{", ["not JSON"]),
@@ -208,8 +208,8 @@ def test_plan_refuses_damaged_tables(fails, fp_exp, table, tmp_path):
         (entries(lambda e: e.update(outptu=e["output"])), ["outptu", "did you mean 'output'"]),
         (entries(lambda e: e.pop("output")), ["not complete", "output"]),
         (entries(lambda e: e["output"].pop("8")), ["not complete", "output at 8 bits"]),
-        (entries(three_bits), ["row output: bits: found '3'; expected one of 1, 2"]),
-        (entries(lambda e: e["output"].update({"3": e["output"]["1"]})), ["bits", "found '3'"]),
+        (entries(five_bits), ["row output: bits: found '5'; expected one of 1, 2, 3"]),
+        (entries(lambda e: e["output"].update({"5": e["output"]["1"]})), ["bits", "found '5'"]),
         (json.dumps({**value, "unit": "nats"}), ["unit: found 'nats'; expected 'nats/token'"]),
         (json.dumps({**value, "unti": "nats"}), ["unknown key: found 'unti'", "'unit'"]),
     ):
@@ -226,7 +226,7 @@ def test_packing_with_wrong_plans(fails, fp_exp, tmp_path):
     pack = ["pack", "--lm_exp", fp_exp.path, "--output_dir", tmp_path / "packed", "--plan", path]
     specs = value["clusters"]
     for clusters, parts in (
-        ({**specs, "output": {"bits": 3}}, ["output", "found 3", "1, 2, 4, 8, 16, 32"]),
+        ({**specs, "output": {"bits": 5}}, ["output", "found 5", "1, 2, 3, 4, 8, 16, 32"]),
         ({**specs, "rnn.l0.x": {"bits": 4}}, ["rnn.l0.x", "did you mean"]),
         ({k: v for k, v in specs.items() if k != "embedding"}, ["embedding"]),
         ({**specs, "output": {"bits": 4, "grd": "paper"}}, ["grd", "did you mean 'grid'"]),

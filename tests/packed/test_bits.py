@@ -30,7 +30,10 @@ def test_golden_bytes(bits, codes, packed):
 
 @settings(deadline=None)
 @given(
-    st.sampled_from((1, 2, 4, 8)), st.integers(1, 4), st.integers(1, 67), st.integers(0, 2**31 - 1)
+    st.sampled_from((1, 2, 3, 4, 8)),
+    st.integers(1, 4),
+    st.integers(1, 67),
+    st.integers(0, 2**31 - 1),
 )
 def test_round_trip(bits, rows, cols, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +47,7 @@ def test_round_trip(bits, rows, cols, seed):
         assert int.from_bytes(bytes(row), "little") == value
 
 
-@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("bits", (1, 2, 3, 4, 8))
 @pytest.mark.parametrize("cols", (1, 3, 7, 650, 8 * 9 + 2))
 def test_odd_widths(bits, cols):
     codes = torch.full((3, cols), 2**bits - 1, dtype=torch.uint8)
@@ -63,8 +66,8 @@ def test_result_does_not_share_memory():
 
 
 def test_refuses():
-    with pytest.raises(InputError, match="1, 2, 4 or 8"):
-        pack_codes(_codes([[1]]), 3)
+    with pytest.raises(InputError, match="1, 2, 3, 4 or 8"):
+        pack_codes(_codes([[1]]), 5)
     with pytest.raises(InputError, match="too large for 2 bits"):
         pack_codes(_codes([[1, 4]]), 2)
     with pytest.raises(InputError, match="torch.uint8"):

@@ -21,8 +21,9 @@ from espnet_mpq.packed.format import (
     save_packed,
     to_bytes,
 )
+from espnet_mpq.packed.metadata import self_hash
 from espnet_mpq.packed.size import header_n_bytes
-from espnet_mpq.plan import ClusterSpec, plan_size
+from espnet_mpq.plan import ClusterSpec, Plan, plan_size
 
 from packed_models import (  # isort: skip
     SPECS,
@@ -234,5 +235,14 @@ def test_full_disk_leaves_nothing_and_keeps_the_old_file(tmp_path):
     assert save_packed(path, packed) == path.stat().st_size
 
 
-def test_version_is_one():
-    assert packed_format.VERSION == 1
+def test_version_is_two_with_three_bits_alone():
+    arch = architecture(vocab_size=9, unit=5, nlayers=1)
+    for bits, version in ((4, 1), (3, 2)):
+        specs = {c.name: ClusterSpec(2) for c in arch.clusters()}
+        packed = packed_model(arch, Plan({**specs, "output": ClusterSpec(bits)}))
+        assert packed.metadata["version"] == version <= packed_format.VERSION
+        assert from_bytes(to_bytes(packed)).metadata == packed.metadata
+        forged = {**packed.metadata, "version": 3 - version}
+        forged["metadata_sha256"] = self_hash(forged)
+        with pytest.raises(FormatError, match="version"):
+            to_bytes(PackedModel(forged, packed.tensors))

@@ -262,7 +262,8 @@ def from_document(path: Path) -> dict:
             group = spec.get("group_size", cols)
             rows = []
             for r, row in enumerate(mat):
-                codes = [row[j * bits // 8] >> (j * bits % 8) & (2**bits - 1) for j in range(cols)]
+                whole = int.from_bytes(bytes(row), "little")
+                codes = [whole >> (j * bits) & (2**bits - 1) for j in range(cols)]
                 own = scales[r if len(scales) > 1 else 0]
                 rows.append([levels[code] * own[j // group] for j, code in enumerate(codes)])
             values.setdefault(parameter, {})[cluster] = rows

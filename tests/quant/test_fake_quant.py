@@ -27,7 +27,7 @@ TYINGS = [("model", None), ("cluster", None), ("row", None), ("group", 4), ("gro
 
 
 @pytest.mark.parametrize("tying, group_size", TYINGS)
-@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("bits", (1, 2, 3, 4, 8))
 @pytest.mark.parametrize("method", ("mse", "als"))
 def test_scales_times_levels_are_the_values(bits, tying, group_size, method):
     mats, spec = _mats(), _spec(bits, "uniform", tying, group_size)

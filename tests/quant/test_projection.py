@@ -15,7 +15,7 @@ from espnet_mpq.quant.grid import Grid, make_grid
 from espnet_mpq.quant.projection import project
 
 F32 = torch.float32
-ALL = [make_grid(name, bits) for name in ("paper", "uniform") for bits in (1, 2, 4, 8)]
+ALL = [make_grid(name, bits) for name in ("paper", "uniform") for bits in (1, 2, 3, 4, 8)]
 SMALL = [grid for grid in ALL if grid.bits <= 4]
 SKEWED = [
     Grid("codebook", 2, (-3, 0, 1, 7)),

@@ -69,7 +69,7 @@ def nll_nats(runtime, text) -> float:
     )
 
 
-@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("bits", (1, 2, 3, 4, 8))
 @pytest.mark.parametrize("grid", ("uniform", "paper"))
 def test_perplexity_is_within_a_thousandth_of_float_activations(
     kernels, trained, text, monkeypatch, bits, grid
@@ -135,7 +135,7 @@ def beam_search(runtime, n_steps=12, beam=7):
     return [(prefix, score) for prefix, score, _ in beams]
 
 
-@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("bits", (1, 2, 3, 4, 8))
 def test_beam_search_with_changing_batch(kernels, trained, monkeypatch, bits):
     arch, weights = trained
     packed = pack_lm(weights, arch, uniform(arch, ClusterSpec(bits)), tokens(30))

@@ -292,7 +292,7 @@ def nll_nats(runtime, text) -> float:
     )
 
 
-@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("bits", (1, 2, 3, 4, 8))
 def test_perplexity_is_within_a_thousandth_of_float_activations(
     kernels, trained, text, monkeypatch, bits
 ):

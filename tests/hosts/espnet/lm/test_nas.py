@@ -264,7 +264,7 @@ def test_bad_options_are_clear_errors(pair, host):
         (dict(bugdet=2.0), "did you mean 'budget'"),
         (dict(budget_bytes=5000), "one of them"),
         (dict(bits=[2]), "nas.bits"),
-        (dict(bits=[3, 4]), "unsupported bits"),
+        (dict(bits=[4, 5]), "unsupported bits"),
         (dict(phase="both"), "nas.phase"),
         (dict(temperature=0.0), "nas.temperature"),
         (dict(final_temperature=3.0), "at most nas.temperature"),
