@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ option() {
 }
 all=("$@")
 case "$*" in
-  "-c import espnet_mpq") exit 0 ;;
+  "-c import "* | *espnet_mpq.recipe.check*) exec "$REAL_PYTHON" "$@" ;;
   *"bin.mpq sensitivity"*) echo '{}' > "$(option --output "${all[@]}")" ;;
   *"bin.mpq nas"*) d=$(option --output_dir "${all[@]}"); mkdir -p "$d"
      echo '{}' > "$d/sensitivity.json" ;;
@@ -124,6 +125,27 @@ class FakeRecipe:
             "REAL_PYTHON": sys.executable,
             "COMPARE": str(tools / "compare.py"),
         }
+
+    def make_lm(self, folder: str, config: str = "lm: seq_rnn\n") -> None:
+        """A trained LM of the recipe."""
+        self.write(self.path / folder / "config.yaml", config)
+        self.write(self.path / folder / "valid.loss.ave.pth", "fp\n")
+
+    def run_mpq(self, *options: str, ok: bool = True) -> str:
+        """Run mpq.sh with the usual options and more, which must go well or not; its output."""
+        usual = ["--python", "./fake_python", "--lm_exp", "exp/lm", "--asr_exp", "exp/asr"]
+        usual += ["--test_sets", "test_a test_b", "--ngpu", "0", "--nj", "2"]
+        done = subprocess.run(
+            ["./mpq.sh", *usual, *options],
+            cwd=self.path,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode == 0) == ok, done.stdout
+        return done.stdout
 
     @staticmethod
     def write(path: Path, content: str) -> None:

@@ -131,8 +131,8 @@ def test_text_from_the_annotations_of_the_corpus(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--lm_type", "gru"], "--lm_type gru is unknown; known: rnn transformer"),
-        (["--sensitivity", "kl magic"], "--sensitivity magic is unknown; known: kl hessian nas"),
+        (["--lm_type", "gru"], "--lm_type gru is unknown: known: rnn, transformer"),
+        (["--sensitivity", "kl magic"], "--sensitivity magic is unknown: known: kl, hessian, nas"),
         (["--annotations", "nowhere"], "nowhere does not exist; expected the AMI annotations"),
     ],
 )

@@ -92,14 +92,23 @@ def test_a_missing_input_names_the_stage_that_lacks_it(tmp_path, data_root):
         (["--stage"], "--stage needs a value"),
         (["--mini", "yes"], "--mini takes true or false, found 'yes'"),
         (["5"], "unexpected argument '5'"),
-        (["--stage", "x"], "--stage and --stop_stage are numbers"),
-        (["--lm_type", "gru"], "--lm_type gru is unknown; known: rnn transformer"),
+        (["--stage", "x"], "--stage: found 'x'; expected a whole number"),
+        (["--lm_type", "gru"], "--lm_type gru is unknown: known: rnn, transformer"),
+        (["--lm_type", "rnn "], "--lm_type rnn is unknown: did you mean 'rnn'"),
+        (["--tag", "a b"], "--tag: found a space in 'a b'"),
+        (["--budget", "abc"], "--budget: found 'abc'"),
+        (["--lm_config", "conf/train_lmm.yaml"], "did you mean 'conf/train_lm.yaml'"),
+        (["--inference_asr", "valid.cer_ctc.av.pth"], "is no name of a checkpoint"),
         (["--sensitivity", "magic"], "--sensitivity magic is unknown; known: kl hessian nas"),
     ],
 )
 def test_wrong_options(options, message):
     result = subprocess.run(
-        ["./run.sh", *options], cwd=RECIPE, stderr=subprocess.PIPE, text=True, timeout=60
+        ["./run.sh", "--python", sys.executable, *options],
+        cwd=RECIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 2
     assert message in result.stderr

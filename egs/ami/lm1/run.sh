@@ -2,6 +2,7 @@
 # The whole LM road on the AMI transcripts: fp LM, sensitivities, plans, ADMM, packing, perplexity, table.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+script=${PWD}/${0##*/}
 
 # General
 stage=1
@@ -35,7 +36,7 @@ Stages: 1 data, 2 token list, 3 host statistics, 4 fp LM training, 5 sensitiviti
 A stage whose options and input files have not changed since it finished is skipped, sensitivity by sensitivity;
 naming one stage alone (--stage N --stop_stage N) runs it again. A killed run goes on from the host's last checkpoint.
 Options and their defaults:
-$(sed -n '/^# General/,/^help_message/p' "${BASH_SOURCE[0]}" | grep -E '^[a-z_]+=' | grep -v help_message \
+$(sed -n '/^# General/,/^help_message/p' "${script}" | grep -E '^[a-z_]+=' | grep -v help_message \
     | sed -E 's/^([a-z_]+)=("[^"]*"|[^ ]*) */  --\1 (\2) /')
 Example: $0 --lm_type transformer --sensitivity "kl hessian"
 EOF
@@ -44,9 +45,6 @@ root=${MPQ_ROOT:-${PWD}/../../..} # of the checkout; for a copy of this folder e
 export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 . "${root}/espnet_mpq/recipe/parse_options.sh"
 . "${root}/espnet_mpq/recipe/stages.sh"
-check_choice --lm_type "${lm_type}" rnn transformer
-check_choice --token_type "${token_type}" bpe char word
-for method in ${sensitivity}; do check_choice --sensitivity "${method}" kl hessian nas uniform kl_printed fisher; done
 
 if ${mini}; then
     profile=mini; conf=conf/mini; data=data/mini; n_sentences=400
@@ -68,11 +66,14 @@ token_dir=${data}/token_list/${token_tag}
 lm_stats=${exp}/lm_stats
 lm_dir=${exp}/${lm_type}
 marks=${exp}/.stages
+# what runs with other tags, token lists and LMs share is marked beside it
+marks_data=${data}/.stages marks_token_list=${token_dir}.stages
 
 train_text=${data}/train/text
 dev_text=${data}/dev/text
 tokens=${token_dir}/tokens.txt
 test_texts="dev=${data}/dev/text eval=${data}/eval/text"
+check_options
 . "${root}/espnet_mpq/recipe/lm_stages.sh"
 stages="data token_list stats ${lm_stage_names} report"
 

@@ -2,6 +2,7 @@
 # From AN4 speech to a packed low-bit language model inside ESPnet's own beam search, stage by stage.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+script=${PWD}/${0##*/}
 
 # General
 stage=1
@@ -38,7 +39,7 @@ Stages: 1 data, 2 token list, 3 host statistics, 4 ASR training, 5 fp LM trainin
 A stage whose options and input files have not changed since it finished is skipped; naming one stage alone
 (--stage N --stop_stage N) runs it again. A killed run goes on from the host's last checkpoint.
 Options and their defaults:
-$(sed -n '/^# General/,/^help_message/p' "${BASH_SOURCE[0]}" | grep -E '^[a-z_]+=' | grep -v help_message \
+$(sed -n '/^# General/,/^help_message/p' "${script}" | grep -E '^[a-z_]+=' | grep -v help_message \
     | sed -E 's/^([a-z_]+)=([^ ]*) */  --\1 (\2) /')
 Example: $0 --data_root /data --nj 2
 EOF
@@ -47,7 +48,6 @@ root=${MPQ_ROOT:-${PWD}/../../..} # of the checkout; for a copy of this folder e
 export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 . "${root}/espnet_mpq/recipe/parse_options.sh"
 . "${root}/espnet_mpq/recipe/stages.sh"
-check_choice --lm_type "${lm_type}" rnn transformer
 check_choice --sensitivity "${sensitivity}" kl hessian nas uniform kl_printed fisher
 check_choice --token_type "${token_type}" char bpe
 
@@ -69,11 +69,14 @@ asr_exp=${exp}/asr
 lm_stats=${exp}/lm_stats
 lm_dir=${exp}/${lm_type}
 marks=${exp}/.stages
+# what runs with other tags, token lists and LMs share is marked beside it
+marks_data=${data}/.stages marks_token_list=${token_dir}.stages
 
 train_text=${data}/train/text
 dev_text=${data}/dev/text
 tokens=${token_dir}/tokens.txt
 test_texts=test=${data}/test/text
+check_options
 . "${root}/espnet_mpq/recipe/lm_stages.sh"
 stages="data token_list stats asr ${lm_stage_names} decode score report"
 
