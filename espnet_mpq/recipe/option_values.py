@@ -12,6 +12,7 @@ from typing import Callable, Dict, Iterable, List, Optional
 
 from espnet_mpq.bin.options import read_yaml
 from espnet_mpq.errors import InputError, near_matches
+from espnet_mpq.quant.spec import BITS, GRIDS, QUANTIZED_BITS, TYINGS
 
 SENSITIVITIES = ("kl", "hessian", "nas", "uniform", "kl_printed", "fisher")
 # What the shell, the host's scripts or their options take apart.
@@ -122,7 +123,6 @@ def config(option: str, value: str) -> None:
 
 
 YES_NO = choice("true", "false")
-BITS = choices("1", "2", "4", "8", "16")
 CHECKS: Dict[str, Check] = {
     **dict.fromkeys(("stage", "stop_stage", "ngpu", "max_tokens"), whole(0)),
     **dict.fromkeys(("sensitivity_tokens", "hessian_tokens"), whole(0)),
@@ -139,10 +139,10 @@ CHECKS: Dict[str, Check] = {
     "seed": whole(0, 2**32 - 2),
     "budget": bits_of_a_budget,
     "lm_weights": numbers,
-    "bits": BITS,
-    "uniform_bits": choice("1", "2", "4", "8", "16", "32"),
-    "grid": choice("uniform", "paper"),
-    "tying": choice("row", "group", "cluster", "model"),
+    "bits": choices(*map(str, QUANTIZED_BITS), "16"),
+    "uniform_bits": choice(*map(str, BITS)),
+    "grid": choice(*GRIDS),
+    "tying": choice(*TYINGS),
     "lm_type": choice("rnn", "transformer"),
     "sensitivity": choices(*SENSITIVITIES),
     "token_type": choice("char", "bpe", "word"),

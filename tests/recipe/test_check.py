@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from espnet_mpq.errors import InputError
-from espnet_mpq.recipe.check import MpqOptions, main
+from espnet_mpq.recipe.check import main
+from espnet_mpq.recipe.lm_options import LM_TYPES, MpqOptions
 from espnet_mpq.recipe.option_values import CHECKS, MAY_BE_EMPTY, check_values
 
 DEFAULTS = {
@@ -115,7 +116,7 @@ REFUSED = [
     (dict(sensitivity="hesian"), "--sensitivity hesian is unknown: did you mean 'hessian'"),
     (dict(sensitivity="kl hessian"), "--sensitivity kl hessian is unknown"),
     (dict(sensitivity="KL"), "--sensitivity KL is unknown"),
-    (dict(bits="1 3"), "--bits 3 is unknown"),
+    (dict(bits="1 5"), "--bits 5 is unknown"),
     (dict(bits="1 2 1"), "--bits names 1 twice"),
     (dict(tying="group"), "--tying group and --group_size"),
     (dict(group_size="32"), "--tying group and --group_size"),
@@ -178,14 +179,13 @@ def test_gpus_are_counted_where_jobs_run_on_this_machine(recipe, monkeypatch):
 
 
 def test_the_smallest_budget_is_that_of_a_real_file(recipe, fp_exp, tmp_path):
+    from espnet_mpq.hosts.espnet import families
     from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment
-    from espnet_mpq.packed.architecture import Architecture
     from espnet_mpq.plan import uniform_plan
 
-    lm = Architecture.from_lm_conf(fp_exp.settings["lm_conf"], len(fp_exp.token_list), "seq_rnn")
-    n_weights = sum(c.n_weights for c in lm.clusters()) + sum(
-        1 if not shape else shape[0] for _, shape in lm.rest()
-    )
+    conf = fp_exp.settings["lm_conf"]
+    lm = families.architecture_of("seq_rnn", conf, len(fp_exp.token_list))
+    n_weights = sum(c.n_weights for c in lm.clusters()) + sum(s[0] for _, s in lm.rest())
     for choices, bits in (("", 1), ("8 2", 2)):
         folder = tmp_path / f"packed{bits}"
         pack_experiment(fp_exp.path, folder, plan=uniform_plan(lm.clusters(), bits))
@@ -196,6 +196,21 @@ def test_the_smallest_budget_is_that_of_a_real_file(recipe, fp_exp, tmp_path):
             check(budget=f"{least - 0.001:.4f}", **given)
         check(budget="0.1", sensitivity="uniform", **{**given, "bits": ""})
         check(budget="0.1", stage="4", **given)
+
+
+def test_what_mpq_plan_would_refuse_of_the_training_options(recipe, fp_exp):
+    given = dict(lm_exp=str(fp_exp.path), inference_lm=fp_exp.checkpoint.name, budget="30")
+    given["train_config"] = "conf/train.yaml"
+    check(**given)
+    (recipe / "conf/train.yaml").write_text("max_epohc: 3\n")
+    with pytest.raises(InputError, match="unknown training option 'max_epohc'.*'max_epoch'"):
+        check(**given)
+    check(no_train="true", **given)
+
+
+def test_known_lms_are_those_of_the_host():
+    families = pytest.importorskip("espnet_mpq.hosts.espnet.families")
+    assert LM_TYPES == {lm: f.architecture.FAMILY for f in families.FAMILIES for lm in f.floats}
 
 
 def test_shell_lines(recipe, capsys):
@@ -212,7 +227,7 @@ def test_shell_lines(recipe, capsys):
 def test_options_of_the_other_recipes(recipe, capsys):
     options = dict(stage="1", ngpu="0", budget="", lm_config="conf/train.yaml", uniform_bits="2")
     main([f"{key}={value}" for key, value in options.items()])
-    for given in (dict(budget="x"), dict(lm_config="conf/trian.yaml"), dict(uniform_bits="3")):
+    for given in (dict(budget="x"), dict(lm_config="conf/trian.yaml"), dict(uniform_bits="5")):
         with pytest.raises(SystemExit):
             main([f"{key}={value}" for key, value in {**options, **given}.items()])
     assert len(capsys.readouterr().err.splitlines()) == 3
