@@ -6,12 +6,16 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "register"]
 
 
-def register() -> None:
+def register(watch_recognisers: bool = False) -> None:
     """Make the plugin's classes known to the installed ESPnet; may be called any number of times.
+
+    Args:
+        watch_recognisers: for programs that decode: from now on an LM must have the token list of
+            a recogniser that was loaded before it.
 
     Raises:
         HostError: ESPnet is missing, too old or lacks something that the plugin needs.
     """
-    from espnet_mpq.hosts.espnet.registry import register as register_in_host
+    from espnet_mpq.hosts.espnet import registry
 
-    register_in_host()
+    registry.watch_recognisers() if watch_recognisers else registry.register()

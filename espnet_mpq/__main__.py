@@ -71,9 +71,9 @@ def prepare(name: str) -> None:
     from espnet_mpq.hosts.espnet.environment import espnet, nltk
 
     if needs_registration(name):
-        from espnet_mpq.hosts.espnet.registry import register
+        from espnet_mpq.hosts.espnet.registry import watch_recognisers
 
-        register()
+        watch_recognisers()
     elif name in LIGHT_MODULES:
         espnet.check_host()
         nltk.offer_nltk_placeholders()

@@ -55,7 +55,8 @@ ALLOWED = {
     "recipe": BASE | {"packed", "hosts", "bin"},
 }
 # Rooms of hosts/espnet, from the bottom up: a room imports those before it.
-ROOMS = ("environment", "families", "loading", "registry", "experiment", "lm", "training")
+ROOMS = ("environment", "families", "config_file", "recogniser", "loading", "registry")
+ROOMS += ("experiment", "lm", "training")
 HOSTS = {"espnet", "espnet2", "espnetez", "k2", "icefall", "lhotse"}
 
 

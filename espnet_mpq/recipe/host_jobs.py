@@ -52,7 +52,7 @@ def prepare(jobs: list[Job]) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the host's own deprecations
-        espnet_mpq.register()
+        espnet_mpq.register(watch_recognisers=True)
         for job in jobs:
             importlib.import_module(job.module)
 

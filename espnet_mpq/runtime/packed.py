@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
+import numpy
 import torch
 
 from espnet_mpq.architecture.base import Architecture
@@ -179,9 +180,21 @@ class PackedModule(torch.nn.Module):
         )
 
     def __getstate__(self):
-        """Copies and pickles carry the packed form only."""
+        """Copies and pickles carry the packed form only.
+
+        What is made anew here goes as arrays: for a spawned process a tensor would go as the file
+        descriptor of its memory, which is gone before the process starts.
+        """
         state = {**self.__dict__, **dict.fromkeys(self.MADE), "_matrices": {}, "_held": {}}
-        return {**state, "_buffers": {**self._buffers, **self._restored()}}
+        restored = {name: tensor.numpy() for name, tensor in self._restored().items()}
+        return {**state, "_buffers": {**self._buffers, **restored}}
+
+    def __setstate__(self, state):
+        buffers = {
+            name: torch.from_numpy(buffer) if isinstance(buffer, numpy.ndarray) else buffer
+            for name, buffer in state["_buffers"].items()
+        }
+        super().__setstate__({**state, "_buffers": buffers})
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

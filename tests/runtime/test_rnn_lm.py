@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+from multiprocessing import context, reduction
 
 import pytest
 import torch
@@ -148,3 +150,35 @@ def test_resident_bytes_are_those_of_the_file():
     runtime, packed = filled(arch, uniform(arch, ClusterSpec(2)))
     resident = sum(t.numel() * t.element_size() for t in runtime.buffers())
     assert resident == sum(spec.n_bytes for spec in packed.specs)
+
+
+def test_a_used_lm_can_be_given_to_a_spawned_process(kernels):
+    """torch sends memory as file descriptors: all must be open still when the process starts."""
+    arch = architecture(unit=40, vocab_size=30)
+    runtime, _ = filled(arch, mixed(arch, 1))
+    tokens = torch.tensor([[1, 2]])
+    want = runtime.logits(tokens)[0]
+    runtime.step(tokens[0], runtime.zero_state(2))
+    assert runtime._held
+
+    class Popen:
+        fds = []
+        DupFd = int
+
+        def duplicate_for_child(self, fd):
+            self.fds.append(fd)
+            return fd
+
+    popen = Popen()
+    context.set_spawning_popen(popen)
+    try:
+        reduction.ForkingPickler.dumps(runtime)
+    finally:
+        context.set_spawning_popen(None)
+    assert popen.fds and len(set(popen.fds)) == len(popen.fds)
+    for fd in popen.fds:
+        os.fstat(fd)
+    assert runtime._held  # the original is as it was
+    for twin in (copy.deepcopy(runtime), pickle.loads(pickle.dumps(runtime))):
+        assert torch.equal(twin.logits(tokens)[0], want)
+        assert torch.equal(twin.tensor("decoder.bias"), runtime.tensor("decoder.bias"))

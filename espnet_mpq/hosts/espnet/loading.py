@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import yaml
-
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.hosts.espnet import families
+from espnet_mpq.hosts.espnet.config_file import check_keys, read_config
 from espnet_mpq.packed.load import load_into
 
 
@@ -16,7 +15,8 @@ def build_packed(cls, config_file, model_file, device: str):
     """Build the packed LM that config.yaml describes and load it strictly.
 
     Raises:
-        InputError: a file is missing; MismatchError: the configuration is of another LM;
+        InputError: a file is missing or cannot be read, the configuration lacks the plan or has
+            keys of another family; MismatchError: the configuration is of another LM;
         FormatError: the packed file is damaged.
     """
     model_file = Path(model_file)
@@ -27,9 +27,8 @@ def build_packed(cls, config_file, model_file, device: str):
                 f"there is no file {path}",
                 expected="a directory written by `mpq pack`: config.yaml and packed.safetensors",
             )
-    with config_file.open(encoding="utf-8") as file:
-        args = argparse.Namespace(**yaml.safe_load(file))
-    name = getattr(args, families.OPTION, None)
+    settings = read_config(config_file)
+    name = settings[families.OPTION]
     if not families.is_packed(name):
         raise MismatchError(
             f"{model_file} is a packed LM, but {config_file} describes another",
@@ -37,6 +36,10 @@ def build_packed(cls, config_file, model_file, device: str):
             expected="lm: " + " or ".join(families.PACKED),
             todo=f"use {model_file.parent / 'config.yaml'}, which `mpq pack` wrote with it",
         )
+    from espnet2.tasks.lm import lm_choices
+
+    check_keys(config_file, families.CONF, settings[families.CONF], lm_choices.classes[name])
+    args = argparse.Namespace(**settings)
     model = cls.build_model(args)
     runtime = model.get_submodule(families.PREFIX.rstrip("."))
     load_into(runtime, model_file, families.vocabulary(args.token_list))

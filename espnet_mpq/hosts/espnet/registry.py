@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Optional, Union
 
 from espnet_mpq.errors import HostError, InputError, MismatchError
+from espnet_mpq.hosts.espnet.config_file import check_keys
 from espnet_mpq.hosts.espnet.environment.espnet import check_host, prepare_host
-from espnet_mpq.hosts.espnet.families import CLASSES, OPTION, is_ours, is_packed
+from espnet_mpq.hosts.espnet.families import CLASSES, CONF, OPTION, is_ours, is_packed
 from espnet_mpq.hosts.espnet.loading import build_packed
+from espnet_mpq.hosts.espnet.recogniser import check_recogniser, remember_recogniser
 from espnet_mpq.state_file import check_file
 
 LOG = logging.getLogger("espnet_mpq")
@@ -61,6 +63,33 @@ def register() -> None:
         task.LMTask.main_worker = _wrap_worker(task.LMTask.main_worker)
 
 
+def watch_recognisers() -> None:
+    """From now on an LM must have the token list of a recogniser loaded before it. Idempotent.
+
+    For programs that decode: ESPnet adds the scores of both by their ids, whatever the tokens.
+
+    Raises:
+        HostError: as `register`.
+    """
+    register()
+    task = importlib.import_module("espnet2.tasks.abs_task").AbsTask
+    if not hasattr(task.build_model_from_file, "mpq_original"):
+        task.build_model_from_file = _wrap_recogniser_loader(task.build_model_from_file)
+
+
+def _wrap_recogniser_loader(original):
+    """A classmethod like the host's build_model_from_file that remembers the token lists."""
+
+    @functools.wraps(original.__func__)
+    def build_model_from_file(cls, config_file=None, model_file=None, device: str = "cpu"):
+        model, args = original.__func__(cls, config_file, model_file, device)
+        remember_recogniser(args, config_file or model_file)
+        return model, args
+
+    build_model_from_file.mpq_original = original
+    return classmethod(build_model_from_file)
+
+
 def _import_task():
     """Import espnet2.tasks.lm and check that everything needed is there."""
     try:
@@ -105,10 +134,13 @@ def _wrap_loader(original):
         device: str = "cpu",
     ):
         if model_file is not None and Path(model_file).suffix == ".safetensors":
-            return build_packed(cls, config_file, model_file, device)
+            model, args = build_packed(cls, config_file, model_file, device)
+            check_recogniser(args, config_file or model_file)
+            return model, args
         if model_file is not None:
             check_file(model_file)  # the host's own errors do not tell what is in its place
         model, args = original.__func__(cls, config_file, model_file, device)
+        check_recogniser(args, config_file)
         if is_packed(getattr(args, OPTION)):
             raise MismatchError(
                 f"{config_file} describes a packed LM, which this file does not hold",
@@ -132,6 +164,9 @@ def _wrap_worker(original):
     def main_worker(cls, args: argparse.Namespace):
         name = getattr(args, OPTION)
         if is_ours(name):
+            cls_ = importlib.import_module("espnet2.tasks.lm").lm_choices.classes[name.lower()]
+            where = getattr(args, "config", None) or "the training options"
+            check_keys(where, CONF, getattr(args, CONF, None) or {}, cls_)
             for file in getattr(args, "init_param", None) or ():
                 check_file(file.split(":")[0])  # FILE:SRC:DST:EXCLUDE
         if getattr(args, "use_deepspeed", False):

@@ -14,7 +14,7 @@ from espnet_mpq.clusters import ClusterWeights
 from espnet_mpq.errors import CheckpointError, InputError, MismatchError, MpqError, near_matches
 from espnet_mpq.file_kind import absence
 from espnet_mpq.hosts.espnet import families
-from espnet_mpq.hosts.espnet.experiment.config_file import (
+from espnet_mpq.hosts.espnet.config_file import (
     check_keys,
     check_sizes,
     find_config,

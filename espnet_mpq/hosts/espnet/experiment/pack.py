@@ -13,7 +13,7 @@ from espnet_mpq import __version__
 from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.errors import MismatchError, PlanError
 from espnet_mpq.hosts.espnet import families
-from espnet_mpq.hosts.espnet.experiment.config_file import find_config, read_config
+from espnet_mpq.hosts.espnet.config_file import find_config, read_config
 from espnet_mpq.hosts.espnet.experiment.directory import (
     TARGETS,
     check_output,

@@ -17,6 +17,7 @@ import yaml
 from found import find_clusters, rest_parameters
 
 from espnet_mpq.errors import FormatError, InputError, MismatchError, PlanError
+from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.experiment import pack as module
 from espnet_mpq.hosts.espnet.experiment.pack import pack_experiment, read_weights
 from espnet_mpq.hosts.espnet.families import architecture_of
@@ -337,6 +338,24 @@ def test_host_refuses_what_does_not_belong_together(host, fp_exp, packed_dir, ar
     wrong_plan = edited(lambda c: c["lm_conf"]["plan"]["clusters"].update(output={"bits": 32}))
     with pytest.raises(MismatchError, match="output"):
         load(wrong_plan, str(packed_file))
+    no_plan = edited(lambda c: c["lm_conf"].pop("plan"))
+    with pytest.raises(InputError, match="edited.yaml: keys of lm_conf are missing: .*no plan"):
+        load(no_plan, str(packed_file))
+    null = edited(lambda c: c["lm_conf"].update(plan=None))
+    with pytest.raises(PlanError, match="not a plan: found None"):
+        load(null, str(packed_file))
+    other_keys = edited(lambda c: c["lm_conf"].update(att_unit=16))
+    with pytest.raises(InputError, match="edited.yaml: unknown key lm_conf.att_unit"):
+        load(other_keys, str(packed_file))
+    transformer = dict(att_unit=16, head=2, layer=1, embed_unit=8, unit=16)
+    plan = uniform(families.architecture_of("transformer", transformer, 31), ClusterSpec(2))
+    conf = {**transformer, "plan": plan.to_dict()}
+    other_family = edited(lambda c: c.update(lm="mpq_packed_transformer", lm_conf=conf))
+    with pytest.raises(MismatchError, match="does not fit lm_conf: class"):
+        load(other_family, str(packed_file))
+    unquoted = edited(lambda c: c["token_list"].__setitem__(3, False))
+    with pytest.raises(InputError, match="token_list, entry 3 is False"):
+        load(unquoted, str(packed_file))
     with pytest.raises(MismatchError):  # a float checkpoint for the packed configuration
         load(str(config), str(fp_exp.checkpoint))
     with pytest.raises(MismatchError):  # the packed file for the float configuration
