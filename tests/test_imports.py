@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = {"errors", "io", "file_kind", "lock", "fields", "progress", "vocabulary", "text"}
 LEAVES |= {"statistics"}
 BASE = LEAVES | {"quant", "clusters", "architecture", "plan"}
-MIDDLE = {"sensitivity", "search", "training", "packed"}
+MIDDLE = {"sensitivity", "rounding", "search", "training", "packed"}
 ALLOWED = {
     "errors": set(),
     "progress": set(),
@@ -35,6 +35,7 @@ ALLOWED = {
     "architecture": {"errors", "fields", "clusters"},
     "plan": {"errors", "io", "quant", "clusters"},
     "sensitivity": BASE,
+    "rounding": BASE | {"sensitivity"},
     "search": BASE,
     "training": BASE,
     "kernels": {"errors"},

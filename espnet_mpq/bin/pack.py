@@ -6,9 +6,18 @@ import argparse
 import shlex
 import sys
 
+from espnet_mpq.bin.rounding import (
+    ROUNDING_TOKENS,
+    add_rounding_arguments,
+    check_rounding_tokens,
+    make_rounder,
+)
+from espnet_mpq.errors import InputError
+
 EXAMPLE = """example:
   mpq pack --lm_exp exp/lm_mpq --fp_exp exp/lm_fp --output_dir exp/lm_mpq_packed
-  mpq pack --lm_exp exp/lm_fp --plan plan.json --output_dir exp/lm_packed   (no training)
+  mpq pack --lm_exp exp/lm_fp --plan plan.json --text train.txt --output_dir exp/lm_packed
+      (no training; without --text to the nearest levels, at two or three times the loss)
 """
 
 
@@ -24,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", required=True, help="directory of the packed LM")
     parser.add_argument("--fp_exp", help="fp LM that the receipt's relative errors compare with")
     parser.add_argument("--fp_file", help="checkpoint inside fp_exp (valid.loss.best.pth)")
+    parser.add_argument("--text", help="with --plan: training text, for second_order rounding")
+    parser.add_argument("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
+    add_rounding_arguments(parser, None)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -33,6 +46,8 @@ def main(args: argparse.Namespace) -> None:
     from espnet_mpq.packed.format import PACKED_FILE
     from espnet_mpq.packed.receipt import receipt, times_smaller
 
+    rounding = args.rounding or ("second_order" if args.text else "nearest")
+    rounded = _round(args) if rounding == "second_order" else None
     with locked(args.output_dir):
         packed = pack_experiment(
             args.lm_exp,
@@ -41,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
             plan=args.plan,
             fp_exp=args.fp_exp,
             fp_file=getattr(args, "fp_file", None),
+            rounded=rounded,
             command=shlex.join(["mpq", *sys.argv[1:]]),
         )
     totals = receipt(packed)["totals"]
@@ -49,3 +65,24 @@ def main(args: argparse.Namespace) -> None:
         f"{totals['effective_bits']:.4f} effective bits, {times_smaller(totals['compression'])} "
         f"than fp; see `mpq info {shlex.quote(str(args.output_dir))}`"
     )
+
+
+def _round(args: argparse.Namespace):
+    """The fp LM rounded by second order as the plan says (rounding.model.Rounded)."""
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.plan import Plan
+
+    for option in ("plan", "text"):
+        if getattr(args, option) is None:
+            raise InputError(
+                f"second_order rounding needs --{option}",
+                todo="an LM that was trained with a plan is packed as it is, --rounding nearest"
+                if option == "plan"
+                else "give the training text",
+            )
+    tokens = ROUNDING_TOKENS if args.rounding_tokens is None else args.rounding_tokens
+    check_rounding_tokens(tokens)
+    exp, plan = load_fp_lm(args.lm_exp, args.lm_file), Plan.read(args.plan)
+    plan.check(exp.architecture.clusters())
+    source = args.text, args.text_format, args.seed
+    return make_rounder(exp, "second_order", tokens, source).round_all(plan)

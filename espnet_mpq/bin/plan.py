@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from espnet_mpq.bin.options import check_group, provenance, read_yaml
-from espnet_mpq.bin.sensitivity import add_grid_arguments, open_text
-from espnet_mpq.errors import InputError
+from espnet_mpq.bin.rounding import (
+    ROUNDING_TOKENS,
+    add_rounding_arguments,
+    check_rounding_tokens,
+    make_rounder,
+    open_text,
+)
+from espnet_mpq.bin.sensitivity import add_grid_arguments
+from espnet_mpq.errors import InputError, MismatchError
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
@@ -37,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_tokens", type=int, help="of the joint KL (default: as the table, else 10000)")
     add("--seed", type=int, help="of the sample of sentences (default: as the table, else 0)")
     add_grid_arguments(parser, default=False)
+    add_rounding_arguments(parser, None)
     add("--train_config", metavar="FILE.yaml", help="host options merged into train_lm_mpq.yaml")
     add(
         "--repair",
@@ -100,6 +108,14 @@ def _planner(args: argparse.Namespace, exp):
         given = {key: value for key, value in asked.items() if value is not None}
         return Planner(exp.architecture, Storage(**given))
     table, path = SensitivityTable.read(args.sensitivity), args.sensitivity
+    measured = table.provenance.get("rounding") or "nearest"
+    if args.rounding not in (None, measured):
+        raise MismatchError(
+            f"{path} was measured with another rounding",
+            found=measured,
+            expected=args.rounding,
+            todo=f"make the table again: mpq sensitivity --rounding {args.rounding}",
+        )
     remake = f"mpq sensitivity --lm_exp {Path(exp.config).parent} ... --output {path}"
     clusters = exp.architecture.clusters()
     storage = storage_of(table, path, asked, exp.identity, clusters, remake)
@@ -169,35 +185,52 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--repair", found=args.repair, expected="at least 0")
     if args.max_tokens is not None and args.max_tokens < 0:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+    check_rounding_tokens(args.rounding_tokens)
 
 
 def _make_meter(args, exp, table):
-    """A KlMeter on --text or on the text of the table; None, with a message, without any."""
+    """A KlMeter on --text or on the text of the table; None, with a message, without any.
+
+    Its rounding is that of the table or --rounding, and looks at the table's text if it is there.
+    """
     from espnet_mpq.hosts.espnet.lm.judged import judged_lm
-    from espnet_mpq.io import sha256_file
     from espnet_mpq.planning.measure import KL_TOKENS
     from espnet_mpq.sensitivity.kl import KlMeter
 
     record = table.provenance if table is not None else {}
     record = {key: value for key, value in record.items() if value is not None}
-    path, text_format = args.text, args.text_format
-    if path is None and record:
-        source = record.get("inputs", {}).get("text", {})
-        path, text_format = source.get("path"), record.get("text_format", "auto")
-        if path is None:
-            LOG.warning("the table does not name its text: give --text to measure the joint KL")
-            return None
-        if not Path(path).is_file() or sha256_file(path) != source.get("sha256"):
-            LOG.warning("%s is not there as it was: give --text to measure the joint KL", path)
-            return None
-    if path is None:
+    given = None if args.text is None else (args.text, args.text_format)
+    own = _text_of(record, warn=given is None)
+    if given is None and own is None:
         return None
     max_tokens = record.get("max_tokens", 10000) if args.max_tokens is None else args.max_tokens
     seed = record.get("seed", 0) if args.seed is None else args.seed
-    text = open_text(exp, path, text_format, max_tokens, seed)
+    text = open_text(exp, *(given or own), max_tokens, seed)
     exp.use_gpu(args.ngpu)
-    printed_form = table is not None and table.method == "kl_printed"
-    return KlMeter(judged_lm(exp, text, KL_TOKENS), exp.weights, printed_form=printed_form)
+    n_tokens = args.rounding_tokens
+    if n_tokens is None:
+        n_tokens = record.get("rounding_tokens", ROUNDING_TOKENS)
+    rounding = args.rounding or record.get("rounding", "nearest")
+    return KlMeter(
+        judged_lm(exp, text, KL_TOKENS),
+        exp.weights,
+        printed_form=table is not None and table.method == "kl_printed",
+        rounder=make_rounder(exp, rounding, n_tokens, (*(own or given), seed), args.ngpu),
+    )
+
+
+def _text_of(record: Dict, warn: bool):
+    """Path and format of the text that a table was measured on; None if it is not as it was."""
+    from espnet_mpq.io import sha256_file
+
+    source = record.get("inputs", {}).get("text", {})
+    path = source.get("path")
+    if path is not None and Path(path).is_file() and sha256_file(path) == source.get("sha256"):
+        return path, record.get("text_format", "auto")
+    if warn and record:
+        found = "the table does not name its text" if path is None else f"{path} is not as it was"
+        LOG.warning("%s: give --text to measure the joint KL", found)
+    return None
 
 
 def format_summary(summary: Dict) -> str:

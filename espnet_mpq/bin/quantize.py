@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from espnet_mpq.bin.options import Parser, check_group, check_ngpu, parse, read_yaml
+from espnet_mpq.bin.rounding import ROUNDINGS
 from espnet_mpq.errors import InputError, WriteError
 from espnet_mpq.io import read_json, sha256_file, write_json
 from espnet_mpq.plan import GRIDS, QUANTIZED_BITS, TYINGS
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--group_size", type=int, help="columns per scale, for --tying group")
     tokens = {"type": int, "default": 10000, "help": "tokens the KL is measured on"}
     add("--sensitivity_tokens", "--max_tokens", dest="sensitivity_tokens", **tokens)
+    add(
+        "--rounding",
+        choices=ROUNDINGS,
+        help="how float weights come to the grid (default: second_order with --no_train, "
+        "else nearest)",
+    )
     add("--max_epoch", type=int, help="training epochs (default: as `mpq plan` suggests)")
     add(
         "--epoch_tokens",
@@ -103,15 +110,17 @@ def _quantize(args: argparse.Namespace, work: Path) -> None:
     checkpoint = _words(lm_exp=args.lm_exp, lm_file=fp_file)
     storage = _words(grid=args.grid, tying=args.tying, group_size=args.group_size)
     text = _words(text=args.text, text_format=args.text_format, seed=args.seed)
-    text += _words(max_tokens=args.sensitivity_tokens)
+    max_tokens = _words(max_tokens=args.sensitivity_tokens)
+    rounding = _words(rounding=args.rounding or ("second_order" if args.no_train else "nearest"))
 
-    plan = ["plan", *checkpoint, *text, *_words(output_dir=work / "plan")]
+    plan = ["plan", *checkpoint, *text, *max_tokens, *rounding]
+    plan += _words(output_dir=work / "plan")
     if args.uniform:
         plan += ["--uniform", str(int(args.bits)), *storage]
     else:
         table = work / "sensitivity.json"
-        words = ["sensitivity", *checkpoint, *text, *storage, *_words(output=table)]
-        _step("sensitivity", words)
+        words = ["sensitivity", *checkpoint, *text, *max_tokens, *storage, *rounding]
+        _step("sensitivity", words + _words(output=table))
         plan += _words(sensitivity=table, budget=args.bits)
     _mark_plan(work, None)  # from here on a plan in this folder is ours
     _step("plan", plan + _words(train_config=args.train_config))
@@ -119,7 +128,7 @@ def _quantize(args: argparse.Namespace, work: Path) -> None:
 
     pack = ["pack", *_words(output_dir=args.output, fp_exp=args.lm_exp, fp_file=fp_file)]
     if args.no_train:
-        pack += [*checkpoint, *_words(plan=work / PLAN)]
+        pack += [*checkpoint, *text, *rounding, *_words(plan=work / PLAN)]
     else:
         print(f"== training (log: {work}/train/train.log)", file=sys.stderr, flush=True)
         trained = train_lm(

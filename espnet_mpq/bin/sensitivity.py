@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import random
 
 from espnet_mpq.bin.options import check_group, provenance
+from espnet_mpq.bin.rounding import (
+    add_rounding_arguments,
+    check_rounding_tokens,
+    make_rounder,
+    open_text,
+)
 from espnet_mpq.errors import InputError
 
 METHODS = ("kl", "kl_printed", "hessian", "fisher")
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="FILE.json", help="the sensitivity table")
     add("--bits", type=int, nargs="+", choices=CHOSEN_BITS, default=[1, 2, 4, 8])
     add_grid_arguments(parser)
+    add_rounding_arguments(parser, "nearest")
     add(
         "--max_tokens",
         type=int,
@@ -135,6 +141,13 @@ def measure_table(args: argparse.Namespace, output):
         raise InputError("--max_probes", found=args.max_probes, expected="at least 1")
     if not args.precision >= 0:
         raise InputError("--precision", found=args.precision, expected="at least 0")
+    if args.rounding == "second_order" and args.method in tables.CURVATURE:
+        raise InputError(
+            "second_order rounding is judged by what it does to the outputs",
+            found=f"--method {args.method}",
+            expected="--method kl",
+        )
+    check_rounding_tokens(args.rounding_tokens)
     check_group(args)
     bits = sorted(set(args.bits))
     storage = Storage(args.grid, args.tying, args.group_size)
@@ -161,6 +174,8 @@ def measure_table(args: argparse.Namespace, output):
         n_tokens=text.n_tokens,
         n_sentences=len(text),
     )
+    if args.rounding != "nearest":
+        record.update(rounding=args.rounding, rounding_tokens=args.rounding_tokens)
     if args.method in tables.CURVATURE:
         record.update(probe=args.probe, trace=args.trace)
     table = tables.open_table(output, record, args.method)
@@ -176,24 +191,7 @@ def measure_table(args: argparse.Namespace, output):
         probing = Probing(args.probe, args.seed, args.precision, args.max_probes, *jobs)
         fill_curvature(table, output, judge, weights, wanted, probing)
     else:
-        fill_kl(table, output, judge, weights, wanted)
+        source = args.text, args.text_format, args.seed
+        rounding = exp, args.rounding, args.rounding_tokens, source, args.ngpu
+        fill_kl(table, output, judge, weights, wanted, lambda: make_rounder(*rounding))
     return table
-
-
-def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
-    """TokenizedText of a random sample of sentences; tokenizes little more than the sample."""
-    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
-    from espnet_mpq.text import read_text
-
-    sentences = read_text(path, text_format)
-    if max_tokens:
-        order = list(range(len(sentences)))
-        random.Random(seed).shuffle(order)
-        chosen, n_words = [], 0
-        for i in order:  # a word is at least one token, so these are enough
-            if n_words >= max_tokens:
-                break
-            chosen.append(i)
-            n_words += len(sentences[i][1].split())
-        sentences = [sentences[i] for i in sorted(chosen)]
-    return tokenize(exp, sentences).sample(max_tokens, seed)

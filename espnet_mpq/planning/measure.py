@@ -14,6 +14,7 @@ from espnet_mpq.quant.distortion import relative_error
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.quant.scale import SCALE_DTYPES
 from espnet_mpq.quant.spec import ClusterSpec
+from espnet_mpq.rounding.model import Rounder
 from espnet_mpq.sensitivity.curvature import Curvature
 from espnet_mpq.sensitivity.hessian import METERS
 from espnet_mpq.sensitivity.judged import Judged
@@ -66,8 +67,12 @@ def fill_kl(
     judge: Judge,
     weights: ClusterWeights,
     wanted: Wanted,
+    make_rounder: Callable[[], Optional[Rounder]] = lambda: None,
 ) -> None:
-    """Measure the KL of the wanted entries that ``table`` lacks; kept one by one."""
+    """Measure the KL of the wanted entries that ``table`` lacks; kept one by one.
+
+    ``make_rounder``: called when there is something to measure; see KlMeter.
+    """
     todo = [pair for pair in wanted.pairs if not table.has(*pair)]
     if len(todo) < len(wanted.pairs):
         n_there = len(wanted.pairs) - len(todo)
@@ -76,7 +81,8 @@ def fill_kl(
         table.write(output)
         return
     judged = judge(KL_TOKENS)
-    meter = KlMeter(judged, weights, printed_form=table.method == "kl_printed")
+    is_printed = table.method == "kl_printed"
+    meter = KlMeter(judged, weights, printed_form=is_printed, rounder=make_rounder())
     LOG.info(
         "measuring on %d tokens of %d sentences, fp perplexity %.2f",
         *(meter.n_rows, judged.n_sentences, math.exp(min(meter.fp_nll_nats, 700.0))),

@@ -140,6 +140,9 @@ class Planner:
 @torch.no_grad()
 def joint_kl(meter: KlMeter, plan: Plan) -> Measured:
     """With all clusters quantized at once, as a packed file holds them."""
+    if meter.rounder is not None:
+        rounded = meter.rounder.round_all(plan)
+        return meter.measure(rounded.mats, rounded.biases)
     weights: ClusterWeights = meter.weights
     mats = {name: [m.float().cpu() for m in weights.mats(name)] for name in weights.clusters}
     return meter.measure(stored_mats(mats, project(mats, plan)))

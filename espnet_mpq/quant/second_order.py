@@ -88,15 +88,19 @@ def round_cluster(
 
 
 def mean_shift(
-    mats: Sequence[torch.Tensor], values: Sequence[torch.Tensor], means: Sequence[torch.Tensor]
+    mats: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    fp_means: Sequence[torch.Tensor],
+    means: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """(rows,) float32: what a bias must gain so that the mean output stays, sum (w - q) mean.
+    """(rows,) float32: what a bias must gain so that the mean output stays, sum w f - q x.
 
     Args:
         mats, values: (rows, cols) each, float and rounded; side by side.
-        means: (cols,) each, of their inputs.
+        fp_means, means: (cols,) each, of their inputs in the float model (f) and now (x).
     """
-    shifts = [(w.double() - q.double()) @ mean.double() for w, q, mean in zip(mats, values, means)]
+    parts = zip(mats, values, fp_means, means)
+    shifts = [w.double() @ f.double() - q.double() @ x.double() for w, q, f, x in parts]
     return torch.stack(shifts).sum(0).float()
 
 

@@ -27,6 +27,9 @@ lm_stage_names="fp_lm sensitivity plan admm pack perplexity"
 
 # How the weights are stored: the same for sensitivities and plans.
 storage=(${grid:+--grid ${grid}} ${tying:+--tying ${tying}} ${group_size:+--group_size ${group_size}})
+# Without training the rounding is all there is: measured, planned and packed alike.
+rounding=()
+! "${no_train}" || rounding=(--rounding second_order)
 common=(--lm_exp "${lm_exp}" --lm_file "${inference_lm}")
 
 run_recipe() { # run_recipe LOG OPTIONS...: the recipe's own script with the plugin registered
@@ -68,7 +71,7 @@ sensitivity_options() {
     local words=("${common[@]}" --text "${lm_train_text}" --text_format kaldi --seed "${seed}" ${bits:+--bits ${bits}} "${storage[@]}")
     case ${sensitivity} in
         nas) words+=(--budget "${budget}") ;; # the search trains under it
-        kl) words+=(--max_tokens "${max_tokens}") ;;
+        kl) words+=(--max_tokens "${max_tokens}" "${rounding[@]}") ;;
         *) words+=(--max_tokens "${max_tokens}" --method "${sensitivity}") ;;
     esac
     printf '%s\n' "${words[@]}"
@@ -127,7 +130,7 @@ title_plan="plan for ${budget} effective bits: ${plan_dir}"
 [ "${sensitivity}" != uniform ] || title_plan="plan with ${bits} bit for every cluster: ${plan_dir}"
 plan_options() {
     if [ "${sensitivity}" = uniform ]; then
-        printf '%s\n' --uniform "${bits}" "${storage[@]}"
+        printf '%s\n' --uniform "${bits}" "${storage[@]}" "${rounding[@]}"
     else
         printf '%s\n' --sensitivity "${sensitivity_json}" --budget "${budget}"
     fi
@@ -146,7 +149,7 @@ stage_plan() {
 }
 
 title_admm="ADMM training: ${quantized_exp}"
-! "${no_train}" || title_admm="no ADMM training: the fp LM is packed as it is"
+! "${no_train}" || title_admm="no ADMM training: the fp LM is rounded and packed"
 options_admm() { "${no_train}" || echo "${run} ${lm_args}"; }
 inputs_admm() { "${no_train}" || echo "${plan_dir}/train_lm_mpq.yaml ${fp_lm} ${lm_train_text}"; }
 outputs_admm() { "${no_train}" || echo "${quantized_exp}/config.yaml ${quantized_exp}/${quantized_lm} ${quantized_exp}"; }
@@ -160,7 +163,7 @@ title_pack="pack: ${packed_exp}"
 options_pack() { echo "${no_train} ${lm_exp} ${inference_lm}"; }
 inputs_pack() {
     if "${no_train}"; then
-        echo "${lm_exp}/config.yaml ${fp_lm} ${plan_dir}/plan.json"
+        echo "${lm_exp}/config.yaml ${fp_lm} ${plan_dir}/plan.json ${lm_train_text}"
     else
         echo "${quantized_exp}/config.yaml ${quantized_exp}/${quantized_lm}"
     fi
@@ -168,7 +171,8 @@ inputs_pack() {
 outputs_pack() { echo "${packed_exp}/config.yaml ${packed_exp}/packed.safetensors ${packed_exp}/receipt.json ${packed_exp}"; }
 stage_pack() {
     local words=(--lm_exp "${quantized_exp}" --lm_file "${quantized_lm}")
-    ! "${no_train}" || words=("${common[@]}" --plan "${plan_dir}/plan.json")
+    ! "${no_train}" || words=("${common[@]}" --plan "${plan_dir}/plan.json" --text "${lm_train_text}"
+        --text_format kaldi --seed "${seed}" "${rounding[@]}")
     on_cpu pack espnet_mpq.bin.mpq pack --fp_exp "${lm_exp}" --fp_file "${inference_lm}" --output_dir "${packed_exp}" "${words[@]}"
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Protocol, Sequence, Tuple
 
 import torch
 
@@ -24,6 +24,16 @@ KL_PIECE = 1 << 16  # numbers
 OUTPUT_ROWS = 512  # tokens whose logits are made at once: few enough for the processor's cache
 
 
+class Rounding(Protocol):
+    """Second-order rounding of one cluster, all others float, or of all of them."""
+
+    def round_one(self, name: str, spec: ClusterSpec, scale_dtype: str = "float16"):
+        """What rounding.model.Rounder.round_one returns: mats and biases."""
+
+    def round_all(self, plan):
+        """The same for a plan."""
+
+
 class KlMeter:
     """Measures KL(fp || changed model) in nats per row (token, frame) on fixed sentences.
 
@@ -33,6 +43,8 @@ class KlMeter:
         weights: of the same model, cluster by cluster.
         printed_form: the paper's printed sum, ln P_fp(w) - ln P_q(w) of the observed word only
             (noisy, may be negative), in place of the sum over the whole vocabulary.
+        rounder: rounds clusters as they will be stored (rounding.model.Rounder); None: to the
+            nearest levels.
         cache_n_bytes: keep the fp log-probabilities, and the activations entering one stage,
             when they need no more than this; else they are computed again for every batch.
 
@@ -46,9 +58,10 @@ class KlMeter:
         weights: ClusterWeights,
         *,
         printed_form: bool = False,
+        rounder: Optional[Rounding] = None,
         cache_n_bytes: int = CACHE_N_BYTES,
     ):
-        self.judged, self.weights = judged, weights
+        self.judged, self.weights, self.rounder = judged, weights, rounder
         self._batches, self._stages = judged.batches, judged.stages
         self.printed_form = printed_form
         self.n_rows = judged.n_rows
@@ -113,27 +126,41 @@ class KlMeter:
         return xs
 
     @torch.no_grad()
-    def measure(self, mats: Mats) -> Tuple[float, float]:
+    def measure(
+        self, mats: Mats, biases: Optional[Mapping[str, torch.Tensor]] = None
+    ) -> Tuple[float, float]:
         """(harm, standard error) in nats per row with the weights of some clusters replaced.
+
+        ``biases``: parameters that stay float and change with them, by name.
 
         The standard error takes sentences as independent, tokens of one sentence not (ratio
         estimator; Cochran, Sampling Techniques, eq. 6.13); nan for a single sentence.
         """
         fp = {name: [m.clone() for m in self.weights.mats(name)] for name in mats}
+        parameters = dict(self.judged.module.named_parameters())
+        biases = biases or {}
+        fp_biases = {name: parameters[name].detach().clone() for name in biases}
+
+        def write(clusters: Mats, others: Mapping[str, torch.Tensor]) -> None:
+            for name, values in clusters.items():
+                self.weights.set(name, values)
+            for name, value in others.items():
+                parameters[name].copy_(value)
+
         start = min(self._stages.first[name] for name in mats) if self._keeps and mats else 0
         sums, counts = [], []
         with _evaluating(self.judged.module):
             entering = self._entering(start)
             try:
-                self._set(mats)
+                write(mats, biases)
                 for k, batch in enumerate(self._batches):
                     inputs = batch.inputs
                     if self._cache:
                         log_p = self._cache[k]
                     else:
-                        self._set(fp)
+                        write(fp, fp_biases)
                         log_p = self._log_probs(batch.rows(self._stages.run(inputs, inputs)))
-                        self._set(mats)
+                        write(mats, biases)
                     hidden = batch.rows(self._stages.run(entering[k], inputs, start))
                     per_row = self._divergence(log_p, hidden, batch.row_targets).double()
                     n_sentences, sentence = len(batch.mask), batch.sentence
@@ -141,7 +168,7 @@ class KlMeter:
                     sums += total.tolist()
                     counts += torch.bincount(sentence, minlength=n_sentences).tolist()
             finally:
-                self._set(fp)
+                write(fp, fp_biases)
         return ratio_of_sums(sums, counts)
 
     def _divergence(
@@ -160,16 +187,16 @@ class KlMeter:
             pieces.append(fp - _observed(log_q, targets[rows]))
         return torch.cat(pieces)
 
-    def _set(self, mats: Mats) -> None:
-        for name, values in mats.items():
-            self.weights.set(name, values)
-
     def entry(self, name: str, spec: ClusterSpec, scale_dtype: str = "float16") -> Entry:
         """The sensitivity of one cluster quantized as ``spec`` says, all else fp."""
-        mats = [m.float().cpu() for m in self.weights.mats(name)]
-        dtype = SCALE_DTYPES[scale_dtype]
-        values = project_cluster(mats, spec, method="mse", scale_dtype=dtype).values
-        harm, stderr = self.measure({name: values})
+        mats, biases = [m.float().cpu() for m in self.weights.mats(name)], None
+        if self.rounder is None:
+            dtype = SCALE_DTYPES[scale_dtype]
+            values = project_cluster(mats, spec, method="mse", scale_dtype=dtype).values
+        else:
+            rounded = self.rounder.round_one(name, spec, scale_dtype)
+            values, biases = [m.cpu() for m in rounded.mats[name]], rounded.biases
+        harm, stderr = self.measure({name: values}, biases)
         return Entry(harm, stderr, relative_error(mats, values))
 
 

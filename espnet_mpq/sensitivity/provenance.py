@@ -10,6 +10,7 @@ from espnet_mpq.plan import BITS, GRIDS, SCALE_N_BYTES, TYINGS
 
 PROBES = ("rademacher", "gaussian")
 TRACES = ("average", "plain")
+ROUNDINGS = ("nearest", "second_order")
 # What two runs must share for their entries to stand in one table.
 IDENTITY = (
     "checkpoint_sha256",
@@ -24,6 +25,8 @@ IDENTITY = (
     "scale_dtype",
     "probe",
     "trace",
+    "rounding",
+    "rounding_tokens",
     "clusters",
 )
 # What a difference in one of them means.
@@ -41,6 +44,8 @@ WORDS = {
     "scale_dtype": "made for scales of another type",
     "probe": "made with other random vectors",
     "trace": "made from another form of the trace",
+    "rounding": "measured with another rounding",
+    "rounding_tokens": "rounded with another number of tokens",
     "clusters": "made for an LM with other clusters",
 }
 
@@ -72,6 +77,8 @@ PROVENANCE = {
     "scale_dtype": (is_in(SCALE_N_BYTES), " or ".join(SCALE_N_BYTES)),
     "probe": (is_in(PROBES), " or ".join(PROBES)),
     "trace": (is_in(TRACES), " or ".join(TRACES)),
+    "rounding": (is_in(ROUNDINGS), " or ".join(ROUNDINGS)),
+    "rounding_tokens": (is_count, "an integer, at least 0"),
     "clusters": (is_list(is_text), "a list of names"),
     "bits": (is_list(lambda n: is_integer(n) and n in BITS), f"a list of some of {BITS}"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
@@ -16,12 +15,13 @@ from espnet_mpq.quant.covariance import Covariance
 from espnet_mpq.quant.fake_quant import project_cluster
 from espnet_mpq.quant.grid import Grid, make_grid
 from espnet_mpq.quant.second_order import Joined, mean_shift, round_cluster
+from espnet_mpq.quant.spec import ClusterSpec
 
 SETTINGS = settings(max_examples=40, deadline=None)
 
 
 def spec_of(bits=2, grid="uniform", tying="row", group_size=None):
-    return SimpleNamespace(bits=bits, grid=grid, tying=tying, group_size=group_size)
+    return ClusterSpec(bits, grid, tying, group_size)
 
 
 def correlated(n_cols, seed, n=None):
@@ -213,10 +213,11 @@ def test_the_result_does_not_depend_on_tiles(monkeypatch):
 
 
 def test_mean_shift_keeps_the_mean_of_the_outputs():
-    x, mats = correlated(9, 1) + 0.7, [weights(4, 5, 1), weights(4, 4, 2)]
+    f, x, mats = correlated(9, 1) + 0.7, correlated(9, 2), [weights(4, 5, 1), weights(4, 4, 2)]
     values = [m.round() for m in mats]
-    shift = mean_shift(mats, values, [x[:, :5].mean(0), x[:, 5:].mean(0)])
-    before = (x @ torch.cat(mats, 1).T).mean(0)
+    fp_means, means = ([v[:, :5].mean(0), v[:, 5:].mean(0)] for v in (f, x))
+    shift = mean_shift(mats, values, fp_means, means)
+    before = (f @ torch.cat(mats, 1).T).mean(0)
     after = (x @ torch.cat(values, 1).T).mean(0) + shift
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
 

@@ -11,6 +11,7 @@ import torch
 
 from espnet_mpq import __version__
 from espnet_mpq.architecture.base import Architecture
+from espnet_mpq.clusters import as_matrix
 from espnet_mpq.errors import MismatchError, PlanError
 from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.config_file import find_config, read_config
@@ -40,6 +41,7 @@ def pack_experiment(
     fp_exp: Union[str, Path, None] = None,
     fp_file: Optional[str] = None,
     command: str = "",
+    rounded=None,
 ) -> PackedModel:
     """Write packed.safetensors, config.yaml, images/ and receipt.json; needs no ESPnet.
 
@@ -48,6 +50,8 @@ def pack_experiment(
         plan: a plan file or Plan, in place of the one in lm_conf.
         fp_exp: the fp LM that the receipt's relative errors compare with.
         command: the command line, recorded in the file.
+        rounded: weights on the plan's grid and biases to pack in place of those of the fp LM
+            (rounding.model.Rounded); None: rounded here to the nearest levels.
 
     Raises:
         InputError: a file is missing or unreadable, or the output cannot be written; then the
@@ -81,36 +85,68 @@ def pack_experiment(
     if fp_checkpoint is not None:
         fp_weights = read_weights(fp_checkpoint)
         source["fp_checkpoint_sha256"] = sha256_file(fp_checkpoint)
+    stored = weights
+    if rounded is not None:
+        fp_weights = weights if fp_weights is None else fp_weights
+        stored = _replace(weights, architecture, rounded)
     packed = pack(
-        weights,
+        stored,
         architecture,
         chosen,
         families.vocabulary(token_list),
         source=source,
         fp_weights=fp_weights,
     )
-    rounded = rounded_clusters(packed, weights)
-    if plan is None and rounded:
-        worst = max(rounded, key=rounded.get)
+    moved = rounded_clusters(packed, weights)
+    if plan is None and moved:
+        worst = max(moved, key=moved.get)
         LOG.warning(
             "%d clusters of %s are not on the grid of its plan and were rounded; worst: %s, "
             "squared relative error %.2g",
-            len(rounded),
+            len(moved),
             checkpoint,
             worst,
-            rounded[worst],
+            moved[worst],
         )
     with replaced_directory(output_dir) as folder:
         save_packed(folder / PACKED_FILE, packed)
         _write_config(folder / "config.yaml", config, architecture, chosen)
-        write_json(folder / "receipt.json", {**receipt(packed), "command": command})
+        value = {**receipt(packed), "command": command}
+        if rounded is not None:
+            value["rounding"] = _rounding_record(rounded)
+        write_json(folder / "receipt.json", value)
         _copy_folder(Path(lm_exp) / "images", folder / "images")
         (folder / "images").mkdir(exist_ok=True)  # the host's pack stage wants it
         perplexity = Path(lm_exp) / "perplexity_test"
-        if not rounded and (perplexity / "ppl").is_file():  # measured on the very same weights
+        if not moved and (perplexity / "ppl").is_file():  # measured on the very same weights
             _copy_folder(perplexity, folder / "perplexity_test")
         _copy_tokenizer(config, Path(lm_exp), folder)
     return packed
+
+
+def _replace(weights: Mapping, architecture: Architecture, rounded) -> Dict[str, torch.Tensor]:
+    """The weights with what was rounded in place of what was float."""
+    stored = {name: tensor.detach().float().clone() for name, tensor in weights.items()}
+    for cluster in architecture.clusters():
+        for part, mat in zip(cluster.parts, rounded.mats[cluster.name]):
+            as_matrix(stored[part.parameter])[part.start : part.stop] = mat.cpu()
+    for name, bias in rounded.biases.items():
+        stored[name].copy_(bias)
+    for name, kept in architecture.ties().items():
+        if name in stored:
+            stored[name] = stored[kept]
+    return stored
+
+
+def _rounding_record(rounded) -> dict:
+    """Output errors by cluster, ours and those of the nearest levels, in the inputs' units."""
+    return {
+        "method": "second_order",
+        "clusters": {
+            name: {"output_error": ours, "nearest_output_error": plain}
+            for name, (ours, plain) in rounded.errors.items()
+        },
+    }
 
 
 def _copy_tokenizer(config: Mapping, source: Path, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Rounds a whole model by second order, every matrix after those that its inputs pass."""
