@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 
-from espnet_mpq.quant.scale import SCALE_DTYPES
+from espnet_mpq.quant.scale import SCALE_DTYPES, spread
 from espnet_mpq.training.on_grid import Mats, OnGrid
 
 
@@ -54,12 +54,20 @@ class Finishing:
         scales = {name: [s.detach() for s in self._scales(name)] for name in self.table.scales}
         return OnGrid(self.table.plan, scales, self.table.codes)
 
-    def step(self, gradients: Mats) -> None:
-        """One Adam step on the gains from dL/dW, given per cluster and part as (rows, cols)."""
+    def step(self, gradients: Mats, slopes: Optional[Mats] = None) -> None:
+        """One Adam step on the gains from dL/dW, given per cluster and part as (rows, cols).
+
+        ``slopes``: dW/dα in the same form; None: the levels, as codes that stay make it.
+        """
         outputs, upstream = [], []
         with torch.enable_grad():
             for name, mats in gradients.items():
-                outputs += self.table.values(name, self._scales(name))
+                if slopes is None:
+                    outputs += self.table.values(name, self._scales(name))
+                else:
+                    size = self.table.plan.clusters[name].group_size
+                    pairs = zip(self._scales(name), slopes[name])
+                    outputs += [spread(scale, s.shape[1], size) * s for scale, s in pairs]
                 upstream += [gradient.float() for gradient in mats]
             if not outputs:
                 return

@@ -1,15 +1,17 @@
-"""Options of ADMM training, host-free, checked when they are made."""
+"""Options of ADMM and of quantization-aware training, host-free, checked when they are made."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import Dict, Tuple
 
 from espnet_mpq.errors import InputError
 
 GAMMA_SCHEDULES = ("constant", "growing")
 PROJECTIONS = ("mse", "als")
 SAVED = ("auto", "weights", "table")
+Bounds = Dict[str, Tuple]  # option -> (least, whether it is allowed[, most])
 TABLE_PRIMAL = 0.15  # measured: both as good at 0.155, the table better below, worse above
 
 
@@ -90,7 +92,7 @@ class AdmmOptions:
                     found=repr(value),
                     expected="one of " + ", ".join(known),
                 )
-        bounds = {
+        bounds: Bounds = {
             "gamma": (0.0, False),
             "gamma_growth": (1.0, True),
             "dual_period": (0, True),
@@ -101,17 +103,62 @@ class AdmmOptions:
         }
         if self.gamma_schedule == "growing":  # a constant gamma has no ceiling
             bounds["gamma_max"] = (self.gamma, True)
-        whole = {f.name for f in fields(self) if f.type == "int"}
-        for name, (low, inclusive) in bounds.items():
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            number = number and math.isfinite(value)
-            if number and name in whole:
-                number = value == int(value)
-            if not number or value < low or (value == low and not inclusive):
-                kind = "a whole number" if name in whole else "a number"
-                raise InputError(
-                    f"ADMM option {name}",
-                    found=repr(value),
-                    expected=f"{kind} {'of at least' if inclusive else 'above'} {low}",
-                )
+        _check("ADMM", self, bounds)
+
+
+@dataclass(frozen=True)
+class QatOptions:
+    """How quantization-aware training runs; metadata as that of AdmmOptions.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+
+    decay: bool = _option(
+        True,
+        "let the learning rate fall linearly to 0 at the last update, on top of a scheduler",
+        shown=True,
+    )
+    warmup: int = _option(10, "updates in which the learning rate rises, with mpq_decay")
+    freeze: float = _option(
+        0.1,
+        "last part of the run, 0..1, in which the codes stay and scales, biases and norms are"
+        " tuned",
+        shown=True,
+    )
+    scale_lr: float = _option(1.0, "step of the log scales, relative to the learning rate")
+    blend: float = _option(
+        0.0,
+        "first part of the run, 0..1, in which the forward pass goes from the float weights to the"
+        " quantized ones; 0: quantized from the start",
+    )
+    pull_period: int = _option(
+        0, "updates between two proximal pulls W <- (1 - pull) W + pull Q(W); 0: never"
+    )
+    pull: float = _option(0.4, "of one pull, 0..1")
+
+    def __post_init__(self):
+        if not isinstance(self.decay, bool):
+            raise InputError("QAT option decay", found=repr(self.decay), expected="true or false")
+        unit = (0.0, True, 1.0)
+        bounds: Bounds = dict(freeze=unit, blend=unit, pull=unit)
+        bounds.update(warmup=(0, True), pull_period=(0, True), scale_lr=(0.0, True))
+        _check("QAT", self, bounds)
+
+
+def _check(title: str, options, bounds: Bounds) -> None:
+    """Raise InputError unless all options are numbers within (low, low is allowed, high)."""
+    whole = {f.name for f in fields(options) if f.type == "int"}
+    for name, (low, inclusive, *high) in bounds.items():
+        value = getattr(options, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = number and math.isfinite(value)
+        if number and name in whole:
+            number = value == int(value)
+        is_low = number and (value < low or (value == low and not inclusive))
+        if not number or is_low or (high and value > high[0]):
+            kind = "a whole number" if name in whole else "a number"
+            expected = f"{kind} {'of at least' if inclusive else 'above'} {low}"
+            if high:
+                expected += f", at most {high[0]}"
+            raise InputError(f"{title} option {name}", found=repr(value), expected=expected)
