@@ -69,7 +69,7 @@ class AdmmController:
         self.weights, self.plan, self.options, self.optimizer = weights, plan, options, optimizer
         self.coded = coded_names(plan)
         self.stored = [name for name, spec in plan.clusters.items() if spec.bits < 32]
-        self.wants_gradient = options.extragradient
+        self.wants_gradient, self.n_updates_in_epoch = options.extragradient, None
         self.gradient_at: Optional[Callable[[], None]] = None
 
         self.table: Optional[OnGrid] = None  # α, V

@@ -18,9 +18,12 @@ class Controller(Protocol):
         gradient_at: set by the caller where it is: a function without arguments that fills the
             ``.grad`` of all parameters at their present values, on the mini-batches of the update
             under way.
+        n_updates_in_epoch: optimizer updates of an epoch, set by the caller before start_epoch;
+            None where it is not known.
     """
 
     wants_gradient: bool
+    n_updates_in_epoch: Optional[int]
     gradient_at: Optional[Callable[[], None]]
 
     def start_epoch(self, n_epochs_left: int) -> None:

@@ -41,7 +41,7 @@ class NasController:
         self.options = self.mixture.options
         logits = self.mixture.logits
         self.adam = torch.optim.Adam([logits], lr=self.options.lr, betas=ADAM_BETAS)
-        self.wants_gradient, self.gradient_at = False, None
+        self.wants_gradient, self.gradient_at, self.n_updates_in_epoch = False, None, None
         self.n_updates = 0
         self.settling = self._started = False
         attach(

@@ -8,6 +8,7 @@ from typing import Dict, Tuple
 
 from espnet_mpq.errors import InputError
 
+TRAINERS = ("admm", "qat")  # the first is the default
 GAMMA_SCHEDULES = ("constant", "growing")
 PROJECTIONS = ("mse", "als")
 SAVED = ("auto", "weights", "table")

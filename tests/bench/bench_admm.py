@@ -48,10 +48,13 @@ import torch
 from found import find_clusters, get_mats, set_mats, weights_of
 
 from espnet_mpq.plan import uniform_plan
+from espnet_mpq.rounding.model import Rounder
+from espnet_mpq.sensitivity.judged import Batch, Judged, Stages
 from espnet_mpq.training.admm import AdmmController
 from espnet_mpq.training.distillation import kl_distillation
 from espnet_mpq.training.on_grid import project, project_weights
-from espnet_mpq.training.options import AdmmOptions
+from espnet_mpq.training.options import AdmmOptions, QatOptions
+from espnet_mpq.training.qat import QatController
 
 IGNORE, UNK = 0, 1
 
@@ -147,11 +150,32 @@ def train_float(lm, train, valid, n_epochs, lr):
     return best
 
 
-def train_admm(fp, train, valid, plan, options, distill, n_epochs, lr):
-    """Perplexity of the projected LM after every epoch."""
+def round_by_second_order(lm, train, plan, n_tokens=20_000):
+    """Put an LM on the grid by second-order rounding; returns its scales and codes."""
+    layers = [lambda x, inputs: lm.encoder(x), lambda x, inputs: lm.rnn(x)[0]]
+    first = {name: 1 for name in plan.clusters}
+    stages = Stages(layers, lm.decoder, {**first, "embedding": 0, "output": 2})
+    text = [Batch(inputs, targets != IGNORE) for inputs, targets in train]
+    random.Random(0).shuffle(text)
+    few = next(k for k in range(1, len(text) + 1) if sum(b.n_rows for b in text[:k]) >= n_tokens)
+    rounded = Rounder(Judged.of(lm, stages, text[:few]), weights_of(lm)).round_all(plan)
+    parameters = dict(lm.named_parameters())
+    with torch.no_grad():
+        for name, bias in rounded.biases.items():
+            parameters[name].copy_(bias)
+    return project(rounded.mats, plan)
+
+
+def train_admm(fp, train, valid, plan, options, distill, n_epochs, lr, second_order=False):
+    """Perplexity of the quantized LM after every epoch, by ADMM or (QatOptions) by QAT."""
     lm = copy.deepcopy(fp)
     optimizer = torch.optim.Adam(lm.parameters(), lr=lr)
-    controller = AdmmController(weights_of(lm), plan, optimizer, options)
+    if isinstance(options, QatOptions):
+        start = round_by_second_order(lm, train, plan) if second_order else None
+        controller = QatController(weights_of(lm), plan, optimizer, options, start)
+        controller.n_updates_in_epoch = len(train)
+    else:
+        controller = AdmmController(weights_of(lm), plan, optimizer, options)
     found = []
     for epoch in range(n_epochs):
         torch.manual_seed(epoch)
@@ -208,7 +232,7 @@ def train_straight_through(fp, train, valid, plan, distill, n_epochs, lr):
 
 
 def variants():
-    """name -> (AdmmOptions, distillation weight)"""
+    """name -> (AdmmOptions or QatOptions, distillation weight[, second-order start])"""
     published = dict(gamma=1e-3, gamma_schedule="constant", dual_period=0, projection="mse")
     return {
         "ADMM as published": (AdmmOptions(**published, finish_epochs=0), 0.0),
@@ -224,6 +248,13 @@ def variants():
         "  + table saved ": (AdmmOptions(finish_epochs=0, saved="table"), 0.0),
         "  + finishing = default": (AdmmOptions(), 0.0),
         "  + distillation 0.5": (AdmmOptions(), 0.5),
+        "QAT from plain rounding": (QatOptions(), 0.0),
+        "QAT": (QatOptions(), 0.0, True),
+        "  + distillation 0.5 (QAT)": (QatOptions(), 0.5, True),
+        "  without decay (QAT)": (QatOptions(decay=False), 0.5, True),
+        "  without freezing (QAT)": (QatOptions(freeze=0.0), 0.5, True),
+        "  blend (QAT)": (QatOptions(blend=0.3), 0.5, True),
+        "  pull (QAT)": (QatOptions(pull_period=20), 0.5, True),
     }
 
 
@@ -272,7 +303,12 @@ def main(arguments=None) -> dict:
     quantized = copy.deepcopy(fp)
     project_weights(weights_of(quantized), plan)
     results["post-training"] = [perplexity(quantized, valid)]
-    for name in ("fp", "post-training"):
+    quantized = copy.deepcopy(fp)
+    table = round_by_second_order(quantized, train, plan)
+    for name in plan.clusters:
+        weights_of(quantized).set(name, table.values(name))
+    results["second-order rounding"] = [perplexity(quantized, valid)]
+    for name in ("fp", "post-training", "second-order rounding"):
         print(f"{name:32s} {results[name][0]:.2f}", flush=True)
     systems = {**variants(), "straight-through": None}
     for name, setting in systems.items():
@@ -282,7 +318,9 @@ def main(arguments=None) -> dict:
         if setting is None:
             found = train_straight_through(fp, train, valid, plan, 0.0, args.n_epochs, args.lr)
         else:
-            found, _ = train_admm(fp, train, valid, plan, *setting, args.n_epochs, args.lr)
+            options, distill, *start = setting
+            more = distill, args.n_epochs, args.lr, *start
+            found, _ = train_admm(fp, train, valid, plan, options, *more)
         results[name.strip()] = found
         spent_s = time.process_time() - start_s
         print(f"{name:32s}", *(f"{ppl:.2f}" for ppl in found), f"({spent_s:.0f} s)", flush=True)

@@ -98,6 +98,7 @@ class MpqTrainer(Trainer):
         if controller is not None:
             # Gradients of an unfinished accumulation window would not survive a restart.
             optimizers[0].zero_grad()
+            controller.n_updates_in_epoch = _n_updates(iterator, options.accum_grad)
             controller.start_epoch(options.max_epoch - reporter.get_epoch() + 1)
             if controller.wants_gradient:
                 replay = Replay(
@@ -141,6 +142,14 @@ class MpqTrainer(Trainer):
         if _is_first_process():
             # The host's next act is to write checkpoint.pth.
             checkpoints.set_aside(Path(options.output_dir))
+
+
+def _n_updates(iterator, accum_grad: int) -> Optional[int]:
+    """Optimizer updates of an epoch, None where the iterator does not know its length."""
+    try:
+        return len(iterator) // accum_grad
+    except TypeError:
+        return None
 
 
 def _is_first_process() -> bool:
