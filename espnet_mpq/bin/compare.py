@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="symbols, one a line, left out of all texts (nlsyms_txt of the recipe)",
     )
     parser.add_argument("--cleaner", help="the host's text cleaner for all texts (of the recipe)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="PERCENT",
+        help="also test whether the error rates differ by less than this, percent absolute "
+        "(two one-sided tests)",
+    )
     parser.add_argument("--json", help="write all numbers to this file")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--n_replications", type=int, default=10000, help="of the bootstrap")
@@ -70,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
         case_sensitive=args.case_sensitive,
         non_linguistic_symbols=args.non_linguistic_symbols,
         cleaner=args.cleaner,
+        margin=args.margin,
         seed=args.seed,
         n_replications=args.n_replications,
     )
@@ -89,6 +97,7 @@ def compare(
     case_sensitive: bool = False,
     non_linguistic_symbols=None,
     cleaner: Optional[str] = None,
+    margin: Optional[float] = None,
     seed: int = 0,
     n_replications: int = 10000,
 ) -> dict:
@@ -119,6 +128,11 @@ def compare(
     counts = {name: wer.count(steps[name]) for name in names}
     test = significance.mapsswe_of_alignments(steps[name_a], steps[name_b])
     interval = significance.bootstrap_difference(steps[name_a], steps[name_b], n_replications, seed)
+    within = {}
+    if margin is not None:
+        tost = significance.equivalence(test, counts[name_a].n_ref, margin)
+        within = {**dataclasses.asdict(tost), "p_value": tost.p_value}
+        within["equivalent"] = tost.p_value < ALPHA
     return {
         "format": FORMAT_NAME,
         "version": VERSION,
@@ -138,6 +152,7 @@ def compare(
         "equal_hypotheses": hyps[name_a] == hyps[name_b],
         "significant": test.p_value < ALPHA,
         "alpha": ALPHA,
+        **({"equivalence": within} if within else {}),
         "bootstrap": dataclasses.asdict(interval),
         "provenance": {
             "tool_version": __version__,
@@ -211,6 +226,13 @@ def to_text(result: dict) -> str:
         f"MAPSSWE: p {format_p(test['p_value'])} (two-sided), {verdict} at {result['alpha']}"
         f" ({_some(test['n_segments'], 'segment')}, Z = {test['z']:.3f})"
     )
+    within = result.get("equivalence")
+    if within:
+        lines.append(
+            f"{'equivalent' if within['equivalent'] else 'not shown to be equivalent'} within "
+            f"{within['margin_percent']:g} absolute: p {format_p(within['p_value'])}; {name_b} is "
+            f"not worse by that: p {format_p(within['p_not_worse'])}"
+        )
     if 0 < test["n_segments"] < FEW_SEGMENTS:
         lines.append("  few segments: the normal approximation of the test is rough")
     lines.append(

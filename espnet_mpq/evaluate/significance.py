@@ -1,4 +1,4 @@
-"""Significance of a difference in word errors: MAPSSWE and the paired bootstrap."""
+"""Is a difference in word errors real, or small enough? MAPSSWE, equivalence, paired bootstrap."""
 
 from __future__ import annotations
 
@@ -24,6 +24,26 @@ class Mapsswe:
     z: float
     p_value: float
     min_good: int = MIN_GOOD
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests of WER(B) - WER(A) against a margin, in percent absolute.
+
+    Attributes:
+        p_not_worse: of the hypothesis that B is worse by the margin or more; small: it is not.
+        p_not_better: of the hypothesis that B is better by the margin or more.
+        p_value: the larger of both; small: the systems are equivalent within the margin.
+    """
+
+    margin_percent: float
+    difference_percent: float
+    p_not_worse: float
+    p_not_better: float
+
+    @property
+    def p_value(self) -> float:
+        return max(self.p_not_worse, self.p_not_better)
 
 
 @dataclass(frozen=True)
@@ -119,6 +139,39 @@ def mapsswe_of_alignments(
         z = 0.0
         p_value = 2.0 ** (1 - n) if mean else 1.0
     return Mapsswe(n, mean, std_dev, z, p_value, min_good)
+
+
+def equivalence(test: Mapsswe, n_ref: int, margin_percent: float) -> Equivalence:
+    """Whether two systems differ by less than a margin, on the matched pairs of `mapsswe`.
+
+    The sum of the differences over segments has the standard error std_dev * sqrt(n); where all
+    differences are equal and not 0, their root mean square stands for the deviation. No segment
+    at all: no difference, p = 0. Source: Schuirmann 1987 (two one-sided tests), normal
+    approximation.
+
+    Args:
+        n_ref: reference words of the test set.
+        margin_percent: of the word error rate, absolute.
+
+    Raises:
+        InputError: no reference word, or a margin that is not above 0.
+    """
+    if n_ref < 1 or not 0.0 < margin_percent < math.inf:
+        raise InputError(
+            "an equivalence test",
+            found=f"{n_ref} reference words, margin {margin_percent}",
+            expected="words, and a margin above 0 percent",
+        )
+    n = test.n_segments
+    more_errors, margin = -test.mean_difference * n, margin_percent / 100.0 * n_ref
+    error = (test.std_dev or abs(test.mean_difference)) * math.sqrt(n)
+    found = []
+    for room in (margin - more_errors, margin + more_errors):
+        if error > 0:
+            found.append(0.5 * math.erfc(room / error / math.sqrt(2.0)))
+        else:
+            found.append(0.0)
+    return Equivalence(margin_percent, 100.0 * more_errors / n_ref, *found)
 
 
 def bootstrap_difference(

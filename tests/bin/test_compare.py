@@ -140,6 +140,17 @@ def test_formats_are_said(tmp_path, capsys):
         run(*words)
 
 
+def test_equivalence(files, capsys):
+    out = files / "out.json"
+    options = ["--ref", files / "ref", "--hyp_a", files / "a", "--hyp_b", files / "b"]
+    run(*options, "--margin", 60, "--json", out)
+    assert "equivalent within 60 absolute: p < 0.001; b is not" in capsys.readouterr().out
+    found = json.loads(out.read_text())["equivalence"]
+    assert found["difference_percent"] == pytest.approx(-22.2222, abs=1e-4) and found["equivalent"]
+    run(*options, "--margin", 10)
+    assert "not shown to be equivalent within 10 absolute: p = 0.8" in capsys.readouterr().out
+
+
 def test_p_of_three_decimals():
     assert compare.format_p(0.0009) == "< 0.001" and compare.format_p(0.046) == "= 0.046"
 

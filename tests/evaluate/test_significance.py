@@ -13,7 +13,9 @@ from nist import sclite_command, write_trn
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.evaluate.significance import (
+    Mapsswe,
     bootstrap_difference,
+    equivalence,
     mapsswe,
     mapsswe_of_alignments,
     segments,
@@ -79,6 +81,30 @@ def test_hand_computed_statistics():
     assert test.std_dev == pytest.approx(math.sqrt(2 / 3))
     assert test.z == pytest.approx(2.0)  # (2/3) / (sqrt(2/3) / sqrt(6))
     assert test.p_value == pytest.approx(0.0455003, abs=1e-6)
+
+
+def test_equivalence_by_hand():
+    """100 segments, 3 more errors of B in sum, deviation 0.8: error of the sum 8 words."""
+    test = Mapsswe(100, -0.03, 0.8, 0.0, 0.7)
+    found = equivalence(test, 20000, 0.1)  # a margin of 20 words
+    assert found.difference_percent == pytest.approx(0.015)
+    # (20 - 3) / 8 = 2.125 and (20 + 3) / 8 = 2.875 standard deviations
+    assert found.p_not_worse == pytest.approx(0.016793, abs=1e-6)
+    assert found.p_not_better == pytest.approx(0.002020, abs=1e-6)
+    assert found.p_value == found.p_not_worse
+    assert equivalence(test, 20000, 0.01).p_value > 0.5
+    worse = equivalence(Mapsswe(100, -0.3, 0.8, 0.0, 0.0), 20000, 0.1)  # 30 words are too many
+    assert worse.p_not_worse > 0.85 and worse.p_not_better < 1e-6
+
+
+def test_equivalence_without_deviation():
+    assert equivalence(Mapsswe(0, 0.0, 0.0, 0.0, 1.0), 100, 0.1).p_value == 0.0
+    assert equivalence(Mapsswe(1, 1.0, 0.0, 0.0, 1.0), 100, 0.1).p_value > 0.8
+    all_worse = equivalence(Mapsswe(25, -1.0, 0.0, 0.0, 0.0), 10000, 0.5)  # 25 of 50, error 5
+    assert all_worse.p_not_worse == pytest.approx(2.8665e-7, rel=1e-3)
+    for n_ref, margin in ((0, 0.1), (10, 0.0), (10, float("nan"))):
+        with pytest.raises(InputError, match="equivalence test"):
+            equivalence(Mapsswe(1, 1.0, 0.0, 0.0, 1.0), n_ref, margin)
 
 
 def test_equal_differences_have_no_z_but_a_probability():
