@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART=X",
         help="weights by hand; they win over --weights; scores of the first pass have 1",
     )
+    parser.add_argument(
+        "--wer",
+        action="store_true",
+        help="print word error rates: first pass, rescored, and the best that the lists hold",
+    )
+    scoring.add_error_arguments(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the results")
 
 
@@ -70,6 +76,7 @@ def main(args: argparse.Namespace) -> None:
             *(len(tuned_here), len(lists), listed(tuned_here)),
         )
     results = rescore(lists, scored.parts, weights.weights)
+    rates = error_rates(args, lists, results) if args.wer or args.ref else None
     write_best(output / "1best_recog", results)
     import json
 
@@ -95,6 +102,7 @@ def main(args: argparse.Namespace) -> None:
         "share": weights.share,
         "lms": {name: part.identity for name, part in scored.kinds.items() if part.identity},
         "ms_per_hypothesis": scored.speed,
+        "wer_percent": rates,
         "provenance": provenance(args, {"weights": args.weights}),
     }
     write_json(output / "rescore.json", summary)
@@ -102,8 +110,22 @@ def main(args: argparse.Namespace) -> None:
     print("weights: " + ", ".join(f"{k} {v:.4g}" for k, v in weights.weights.items()))
     for name, ms in scored.speed.items():
         print(f"{name}: {ms:.3f} ms a hypothesis")
+    if rates:
+        print("WER %: " + ", ".join(f"{name} {value:.2f}" for name, value in rates.items()))
     print(f"another best hypothesis in {n_changed} utterances")
     print(f"written to {output}: 1best_recog/text, nbest.jsonl, rescore.json")
+
+
+def error_rates(args: argparse.Namespace, lists: List, results: List) -> Dict[str, float]:
+    """Word error rates in percent: of the first hypotheses, of the new best ones, of the oracle."""
+    errors, n_words, n_fixed = scoring.count_errors(args, lists)
+    filled = [(e, r.order[0]) for e, r in zip(errors, results) if len(e)]
+    counts = {
+        "first pass": sum(int(e[0]) for e, _ in filled),
+        "rescored": sum(int(e[best]) for e, best in filled),
+        "oracle": sum(int(e.min()) for e, _ in filled),
+    }
+    return {name: 100.0 * (count + n_fixed) / n_words for name, count in counts.items()}
 
 
 def read_weights(args: argparse.Namespace):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from espnet_mpq.errors import InputError
 from espnet_mpq.progress import progress
 
 if TYPE_CHECKING:
     from espnet_mpq.decode.parts import Scored
+LOG = logging.getLogger("espnet_mpq")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("text", "nbest"),
         help="what LMs score: the words, through their own "
         "tokenizers (default), or the tokens of the first pass, as shallow fusion does",
+    )
+
+
+def add_error_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of how errors are counted."""
+    add = parser.add_argument_group("errors, as mpq compare counts them").add_argument
+    add("--unit", choices=("word", "char"), default="word", help="char: character errors")
+    add("--case_sensitive", action="store_true", help="A is not a, as sclite -s")
+    add("--non_linguistic_symbols", metavar="FILE", help="symbols, one a line, left out")
+    add(
+        "--ref",
+        help="references `utt text` or trn lines"
+        " (default: those in the n-best file)",
     )
 
 
@@ -195,3 +210,59 @@ def _some_hyps(lists: Sequence) -> List[tuple]:
         if len(found) == 50:
             break
     return found
+
+
+def references(lists: Sequence, ref: Optional[str], scoring) -> Dict[str, List[str]]:
+    """utterance -> tokens of the reference, of every list and perhaps others.
+
+    Raises:
+        InputError: lists without reference, or references without a word.
+    """
+    from espnet_mpq.decode.nbest import listed
+    from espnet_mpq.evaluate.hypotheses import read_transcripts
+
+    ours = {one.utt for one in lists}
+    if ref is None:
+        refs = {one.utt: scoring.tokens(one.ref.split()) for one in lists if one.ref is not None}
+    else:
+        try:
+            refs = read_transcripts(ref, "kaldi", scoring)
+        except InputError:  # the first words of trn lines may be equal
+            refs = {}
+        if not ours <= refs.keys():
+            refs = read_transcripts(ref, "auto", scoring)
+    missing = [one.utt for one in lists if one.utt not in refs]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(lists)} n-best lists have no reference",
+            found=f"missing: {listed(missing)}",
+            todo="give the references of this set with --ref" if ref is None else f"check {ref}",
+        )
+    if not any(refs.values()):
+        raise InputError("the references have no word")
+    return refs
+
+
+def count_errors(args: argparse.Namespace, lists: Sequence):
+    """(errors of every hypothesis, one array a list; words of all references; errors that no
+    choice changes: the words of utterances without a list or without a hypothesis)."""
+    from espnet_mpq.decode.nbest import listed
+    from espnet_mpq.decode.tune import word_errors
+    from espnet_mpq.evaluate.scoring import Scoring, read_symbols
+    from espnet_mpq.evaluate.wer import align
+
+    symbols = read_symbols(args.non_linguistic_symbols) if args.non_linguistic_symbols else ()
+    scoring = Scoring(args.unit, args.case_sensitive, frozenset(symbols))
+    refs = references(lists, args.ref, scoring)
+    errors = [
+        word_errors(one.texts, refs[one.utt], scoring.tokens, align)
+        for one in progress(lists, len(lists), "word errors")
+    ]
+    filled = {one.utt for one in lists if len(one)}
+    without = [utt for utt in refs if utt not in filled]
+    if without:
+        LOG.warning(
+            "%d references have no hypothesis, all their words count as deleted: %s",
+            *(len(without), listed(without)),
+        )
+    return errors, sum(map(len, refs.values())), sum(len(refs[utt]) for utt in without)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
 from espnet_mpq.bin import scoring
 from espnet_mpq.bin.options import provenance
 from espnet_mpq.errors import InputError
 from espnet_mpq.io import atomic_write
-from espnet_mpq.progress import progress
 
 LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """\
@@ -34,11 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     scoring.add_arguments(parser)
     parser.epilog = EXAMPLE
-    parser.add_argument(
-        "--ref",
-        help="references of the development set: `utt text` or trn lines"
-        " (default: those in the n-best file)",
-    )
     parser.add_argument("--output", required=True, help="weights.json to write")
     parser.add_argument(
         "--test",
@@ -52,10 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.yaml",
         help="also write lm_weight and penalty for the host's shallow fusion (one --lm_exp)",
     )
-    add = parser.add_argument_group("errors, as mpq compare counts them").add_argument
-    add("--unit", choices=("word", "char"), default="word", help="char: character errors")
-    add("--case_sensitive", action="store_true", help="A is not a, as sclite -s")
-    add("--non_linguistic_symbols", metavar="FILE", help="symbols, one a line, left out")
+    scoring.add_error_arguments(parser)
     add = parser.add_argument_group("search").add_argument
     add(
         "--shares",
@@ -75,7 +66,6 @@ def main(args: argparse.Namespace) -> None:
     from espnet_mpq.decode.nbest import read_nbest
     from espnet_mpq.decode.tune import tune_parts
     from espnet_mpq.decode.weights import Weights
-    from espnet_mpq.evaluate.scoring import Scoring, read_symbols
 
     if args.shares and args.interpolate is None:
         args.interpolate = args.shares[0]
@@ -83,10 +73,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("--decode_config is for one --lm_exp without --interpolate")
     lists = read_nbest(args.nbest)
     refuse_test(lists, args.nbest, args.test)
-    symbols = read_symbols(args.non_linguistic_symbols) if args.non_linguistic_symbols else ()
-    how = Scoring(args.unit, args.case_sensitive, frozenset(symbols))
-    refs = references(lists, args.ref, how)
-    errors, n_words, n_fixed = count_errors(lists, refs, how)
+    errors, n_words, n_fixed = scoring.count_errors(args, lists)
     scored = scoring.score_all(args, lists, Path(f"{args.output}.parts"))
     shares = args.shares or [args.interpolate]
     options = dict(use_length=not args.no_length, n_restarts=args.restarts, seed=args.seed)
@@ -99,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     first = n_fixed + sum(int(e[0]) for e in errors if len(e))
     oracle = n_fixed + sum(int(e.min()) for e in errors if len(e))
     result = {
-        "n_utterances": len(refs),
+        "n_utterances": len(lists),
         "n_words": n_words,
         "n_errors": tuned.n_errors,
         "wer_percent": 100.0 * tuned.n_errors / n_words,
@@ -159,58 +146,6 @@ def utterances_of(path: Path) -> set:
 
     is_nbest = path.is_dir() or ".jsonl" in path.suffixes or path.suffix == ".json"
     return {one.utt for one in read_nbest(path)} if is_nbest else set(read_transcripts(path))
-
-
-def references(lists: Sequence, ref: Optional[str], scoring) -> Dict[str, List[str]]:
-    """utterance -> tokens of the reference, of every list and perhaps others.
-
-    Raises:
-        InputError: lists without reference, or references without a word.
-    """
-    from espnet_mpq.decode.nbest import listed
-    from espnet_mpq.evaluate.hypotheses import read_transcripts
-
-    ours = {one.utt for one in lists}
-    if ref is None:
-        refs = {one.utt: scoring.tokens(one.ref.split()) for one in lists if one.ref is not None}
-    else:
-        try:
-            refs = read_transcripts(ref, "kaldi", scoring)
-        except InputError:  # the first words of trn lines may be equal
-            refs = {}
-        if not ours <= refs.keys():
-            refs = read_transcripts(ref, "auto", scoring)
-    missing = [one.utt for one in lists if one.utt not in refs]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(lists)} n-best lists have no reference",
-            found=f"missing: {listed(missing)}",
-            todo="give the references of this set with --ref" if ref is None else f"check {ref}",
-        )
-    if not any(refs.values()):
-        raise InputError("the references have no word")
-    return refs
-
-
-def count_errors(lists: Sequence, refs: Dict[str, List[str]], scoring):
-    """(errors of every hypothesis, one array a list; words of all references; errors that no
-    choice changes: the words of utterances without a list or without a hypothesis)."""
-    from espnet_mpq.decode.nbest import listed
-    from espnet_mpq.decode.tune import word_errors
-    from espnet_mpq.evaluate.wer import align
-
-    errors = [
-        word_errors(one.texts, refs[one.utt], scoring.tokens, align)
-        for one in progress(lists, len(lists), "word errors")
-    ]
-    filled = {one.utt for one in lists if len(one)}
-    without = [utt for utt in refs if utt not in filled]
-    if without:
-        LOG.warning(
-            "%d references have no hypothesis, all their words count as deleted: %s",
-            *(len(without), listed(without)),
-        )
-    return errors, sum(map(len, refs.values())), sum(len(refs[utt]) for utt in without)
 
 
 def write_decode_config(args: argparse.Namespace, weights, kinds: Dict) -> None:

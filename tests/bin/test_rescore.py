@@ -101,7 +101,7 @@ def tuned(fp_exp, dev, test, tmp_path_factory):
     return path
 
 
-def test_tune_then_rescore(fp_exp, tuned, dev, test, tmp_path, caplog):
+def test_tune_then_rescore(fp_exp, tuned, dev, test, tmp_path, capsys):
     weights = read_json(tuned)
     result = weights["tuned"]
     assert result["wer_percent"] < 0.5 * result["first_pass_wer_percent"]
@@ -111,8 +111,13 @@ def test_tune_then_rescore(fp_exp, tuned, dev, test, tmp_path, caplog):
     for nbest, name in ((dev, "dev"), (test, "test")):
         out = tmp_path / name
         words = ["rescore", "--nbest", nbest, "--lm_exp", f"lm={fp_exp.path}"]
-        assert run(*words, "--weights", tuned, "--output_dir", out) == 0
+        assert run(*words, "--weights", tuned, "--wer", "--output_dir", out) == 0
+        rates = read_json(out / "rescore.json")["wer_percent"]
+        assert (
+            rates["oracle"] == 0 and f"rescored {rates['rescored']:.2f}" in capsys.readouterr().out
+        )
         found = wer(nbest.with_suffix(".ref"), out / "1best_recog/text")
+        assert found == pytest.approx(rates["rescored"])
         if name == "dev":  # what was tuned is what comes out
             assert found == pytest.approx(result["wer_percent"])
             assert read_json(out / "rescore.json")["n_tuned_on"] == 30
@@ -207,7 +212,7 @@ def test_interpolation_word_by_word(fp_exp, dev, test, tmp_path):
     assert "lm+two" in row["hyps"][0]["parts"] and "lm" not in row["hyps"][0]["parts"]
 
 
-def test_empty_lists_and_hypotheses(fp_exp, tmp_path, caplog):
+def test_empty_lists_and_hypotheses(fp_exp, tmp_path):
     rows = [
         {"id": "none", "ref": "a b", "hyps": []},
         {"id": "empty", "ref": "", "hyps": [{"text": "", "score": -1}, {"text": "a", "score": -9}]},
