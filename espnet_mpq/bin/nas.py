@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Dict
 
 from espnet_mpq.bin.options import check_group, check_ngpu, provenance, read_yaml
@@ -127,8 +128,8 @@ def _search(args: argparse.Namespace, folder: Path) -> int:
     print(format_result(table))
     budget = f"--budget_bytes {table.provenance['nas']['budget_n_bytes']}"
     print(
-        f"\n{folder}: sensitivity.json\nnext: mpq plan --lm_exp {args.lm_exp} --sensitivity"
-        f" {folder}/sensitivity.json {budget} --output_dir ..."
+        f"\n{folder}: sensitivity.json\nnext: mpq plan --lm_exp {quote(args.lm_exp)} --sensitivity"
+        f" {quote(f'{folder}/sensitivity.json')} {budget} --output_dir ..."
     )
     return 0
 

@@ -144,7 +144,7 @@ def read_yaml(path) -> dict:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}", found=error.strerror) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # 2021-13-45 is a ValueError
         raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
     if value is None:
         return {}

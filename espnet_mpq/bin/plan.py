@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 from pathlib import Path
+from shlex import quote
 from typing import Dict, List, Optional
 
 from espnet_mpq.bin.options import check_group, provenance, read_yaml
@@ -291,7 +292,8 @@ def _head(args, summary) -> str:
 
 def _next_step(folder: Path, exp) -> str:
     return (
-        f"next: python -m espnet_mpq -m espnet2.bin.lm_train --config {folder}/train_lm_mpq.yaml"
-        f" --init_param {exp.checkpoint} ... , or without training:"
-        f" mpq pack --lm_exp {exp.config.parent} --plan {folder}/plan.json --output_dir ..."
+        "next: python -m espnet_mpq -m espnet2.bin.lm_train --config"
+        f" {quote(f'{folder}/train_lm_mpq.yaml')} --init_param {quote(str(exp.checkpoint))} ... ,"
+        f" or without training: mpq pack --lm_exp {quote(str(exp.config.parent))}"
+        f" --plan {quote(f'{folder}/plan.json')} --output_dir ..."
     )

@@ -13,6 +13,7 @@ from espnet_mpq.architecture import families
 from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import Cluster
 from espnet_mpq.errors import FormatError, InputError
+from espnet_mpq.file_kind import refuse_unfetched
 from espnet_mpq.io import atomic_write, sha256_bytes
 from espnet_mpq.packed import container
 from espnet_mpq.packed.bits import unpack_codes
@@ -112,6 +113,7 @@ def load_packed(path: Union[str, Path]) -> PackedModel:
         InputError: the file cannot be read.
         FormatError: it is damaged, of an unknown version, or no packed LM.
     """
+    refuse_unfetched(path)
     try:
         data = Path(path).read_bytes()
     except OSError as error:

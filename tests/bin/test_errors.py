@@ -119,6 +119,11 @@ def test_experiment(fails, exp_copy, text_file, tmp_path):
     ):
         (exp_copy / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
         fails(sensitivity(exp_copy, text_file), part)
+    tokens = yaml.safe_dump({**settings, "token_list": []}).replace("token_list: []", "token_list:")
+    for entry, part in (("NO", "entry 0 is False"), ("2021-13-45", "quotes"), ("=", "line")):
+        config = tokens.replace("token_list:", f"token_list:\n- {entry}")
+        (exp_copy / "config.yaml").write_text(config)
+        fails(sensitivity(exp_copy, text_file), "config.yaml", part)
     (exp_copy / "config.yaml").write_text("lm: [")
     fails(sensitivity(exp_copy, text_file), "config.yaml", "YAML")
 

@@ -13,7 +13,7 @@ from espnet_mpq.errors import FormatError, InputError, MismatchError, MpqError
 from espnet_mpq.hosts.espnet.families import vocabulary
 from espnet_mpq.io import token_list_sha256
 from espnet_mpq.packed.container import canonical_json
-from espnet_mpq.packed.format import PackedModel, from_bytes, tensor_hashes, to_bytes
+from espnet_mpq.packed.format import PackedModel, from_bytes, load_packed, tensor_hashes, to_bytes
 from espnet_mpq.packed.load import load_into
 from espnet_mpq.packed.metadata import header_bytes, self_hash
 from espnet_mpq.plan import ClusterSpec, Plan
@@ -317,3 +317,14 @@ def test_flips_in_a_larger_file_of_every_kind(tmp_path):
             from_bytes(bytes(changed))
         assert spec.name in str(info.value)
         offset += spec.n_bytes
+
+
+def test_what_was_not_fetched_is_named(tmp_path):
+    path = tmp_path / "packed.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InputError, match="Git LFS pointer.*git lfs pull"):
+        load_packed(path)
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/x/packed.safetensors")
+    with pytest.raises(InputError, match="git annex get"):
+        load_packed(path)

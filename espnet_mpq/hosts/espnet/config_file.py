@@ -59,8 +59,12 @@ def read_config(config: Path) -> dict:
 
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{config} cannot be read as YAML", found=error) from error
+    except ValueError as error:  # not UTF-8, or 2021-13-45
+        is_text = not isinstance(error, UnicodeDecodeError)
+        todo = "put quotes around texts that look like dates" if is_text else None
+        raise InputError(f"{config} cannot be read as YAML", found=error, todo=todo) from error
     missing = [k for k in NEEDED if not isinstance(settings, dict) or k not in settings]
     if missing:
         raise InputError(
