@@ -46,7 +46,11 @@ def atomic_write(path: Union[str, Path], content: Union[bytes, str]) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise write_error(f"{path} ({len(data)} bytes)", error) from error
+        made = write_error(f"{path} ({len(data)} bytes)", error)
+        if made.is_full:  # other files of the same command may be there already
+            todo = "free disk space or choose another folder; this file is as it was"
+            made = made.advising(todo)
+        raise made from error
 
 
 def write_error(what: object, error: OSError, unchanged: bool = True) -> WriteError:

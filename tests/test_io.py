@@ -41,8 +41,8 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "number, words",
     [
-        (errno.EDQUOT, "free disk space or choose another folder; nothing was changed"),
-        (errno.EFBIG, "free disk space or choose another folder; nothing was changed"),
+        (errno.EDQUOT, "free disk space or choose another folder; this file is as it was"),
+        (errno.EFBIG, "free disk space or choose another folder; this file is as it was"),
         (errno.EROFS, "choose another folder"),
         (errno.EIO, None),
     ],

@@ -10,7 +10,7 @@ from typing import Dict
 
 from espnet_mpq.bin.options import check_group, check_ngpu, provenance, read_yaml
 from espnet_mpq.bin.sensitivity import CHOSEN_BITS, add_grid_arguments
-from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.errors import InputError, MismatchError, WriteError
 
 KL_TOKENS = 10000  # on which mpq plan measures the joint KL
 MOST_BITS = 64  # of a budget: more than any LM takes, its header included
@@ -92,8 +92,14 @@ def main(args: argparse.Namespace) -> int:
 
     folder = Path(args.output_dir)
     check_output(folder, [Path(args.lm_exp)])
-    with locked(folder):
-        return _search(args, folder)
+    try:
+        with locked(folder):
+            return _search(args, folder)
+    except WriteError as error:
+        if not error.is_full:
+            raise
+        todo = "free disk space; the same command goes on with what is finished in OUTPUT_DIR"
+        raise error.advising(todo) from error
 
 
 def _search(args: argparse.Namespace, folder: Path) -> int:
