@@ -118,8 +118,11 @@ def _not_weights(path: Path, file: BinaryIO, error: Exception) -> CheckpointErro
         name = refused.group(1) or refused.group(2)
         todo = "where you trust it, load it and save its state_dict() alone with torch.save"
         return _error(path, f"Python objects among the weights ({name})", todo)
+    while error.__context__ is not None:  # torch wraps it in advice to load without a check
+        error = error.__context__
     first = str(error).splitlines()[0] if str(error) else ""
-    return _error(path, f"{type(error).__name__}: {first[:160]}", AGAIN)
+    reason = "" if "weights_only" in first else f" ({type(error).__name__}: {first[:120]})"
+    return _error(path, f"a damaged file{reason}", AGAIN)
 
 
 def trainer_error(path: Union[str, Path]) -> CheckpointError:
