@@ -2,11 +2,12 @@
 #   make demo      the AN4 recipe: speech recognition with an fp and a packed 2-bit LM, ends with a table
 #   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
 #   make sanitize  the kernel tests under the address, undefined-behaviour and thread sanitizers
+#   make drills    kills and full disks at random moments, longer than in make test: MPQ_DRILL_SECONDS=60 for each drill
 #   make bench     speed, load time and memory against ESPnet, PyTorch and ONNX Runtime: tests/bench/RESULTS.md
 #   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
 # Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
 SHELL := /bin/bash
-.PHONY: demo test bench sanitize test-k2 lint venv venv-k2 has-python-3.10 clean
+.PHONY: demo test bench drills sanitize test-k2 lint venv venv-k2 has-python-3.10 clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -41,6 +42,11 @@ sanitize: venv
 	  tests/kernels/csrc/races.cpp $(addprefix espnet_mpq/kernels/csrc/,matrix.cpp products.cpp lstm_layers.cpp lstm_lm.cpp \
 	  memory.cpp threads.cpp path_scalar.cpp)
 	build/sanitize/races
+
+# Every round prints its seed; MPQ_DRILL_SEED=N PYTEST_ARGS="-k killed" repeats one, MPQ_DRILL_N=20: so many rounds.
+# Mounting small disks needs root; without it files are limited in size instead.
+drills: venv
+	MPQ_DRILL_SECONDS=$${MPQ_DRILL_SECONDS:-60} .venv/bin/python -m pytest tests/drills -s --timeout 0 $(PYTEST_ARGS)
 
 test-k2: venv-k2
 	.venv-k2/bin/python -m pytest $(PYTEST_ARGS)

@@ -164,6 +164,12 @@ def test_files_are_short_and_say_what_they_are():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 370, f"{path} is too long"
         assert not text or ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    for path in (PACKAGE / "recipe").glob("*.sh"):
+        first, *rest = (
+            path.read_text(encoding="utf-8").replace("#!/usr/bin/env bash\n", "").split("\n")
+        )
+        assert first.startswith("# ") and first.endswith("."), f"{path} does not say what it is"
+        assert len(rest) <= 300, f"{path} is too long"
 
 
 def run_python(code: str) -> str:

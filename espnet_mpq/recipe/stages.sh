@@ -41,12 +41,13 @@ trap say_how_to_repeat EXIT
 
 declare -A held=()
 hold() { # hold FOLDER: keep other runs from what is marked there until this run and all its jobs have ended
-    local fd holder
+    local fd holder status=0
     [ -z "${held[$1]:-}" ] || return 0
     mkdir -p "$1"
     exec {fd}>> "$1/lock"
-    # a few seconds: the jobs of a run that was just killed are still going
-    if command -v flock > /dev/null && ! flock -w 3 "${fd}"; then
+    # A few seconds: the jobs of a run that was just killed are still going. Where there are no locks, none is held.
+    ! command -v flock > /dev/null || flock -E 100 -w 3 "${fd}" || status=$?
+    if [ "${status}" -eq 100 ]; then
         holder=$(tail -n 1 "$1/lock")
         die "another run${holder:+ (process ${holder})} is at work here, see $1; wait until it has ended"
     fi
