@@ -6,6 +6,8 @@ import copy
 import difflib
 from typing import Iterable, Optional
 
+MOST_CHARACTERS = 4000  # of one part of a message
+
 
 class MpqError(Exception):
     """Base of all errors that a user can cause or mend.
@@ -36,12 +38,12 @@ class MpqError(Exception):
     def _text(self) -> str:
         parts = []
         if self.found is not None:
-            parts.append(f"found {self.found}")
+            parts.append(f"found {_clipped(self.found)}")
         if self.expected is not None:
-            parts.append(f"expected {self.expected}")
+            parts.append(f"expected {_clipped(self.expected)}")
         if self.todo:
-            parts.append(self.todo)
-        return self.what + (": " + "; ".join(parts) if parts else "")
+            parts.append(_clipped(self.todo))
+        return _clipped(self.what) + (": " + "; ".join(parts) if parts else "")
 
     def at(self, place: object) -> "MpqError":
         """This error with its place in front; for ``raise error.at(path) from error``."""
@@ -56,6 +58,13 @@ class MpqError(Exception):
         vars(other).update(parts)
         other.args = (other._text(),)
         return other
+
+
+def _clipped(part: object) -> str:
+    """A part as text, without its middle if a damaged file made it endless."""
+    text = str(part)
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 class PlanError(MpqError):
@@ -110,7 +119,9 @@ class HostError(MpqError):
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Return "did you mean 'a' or 'b'?" for close spellings, else "known: a, b, ..." (12 names)."""
     known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    # No name that is known is so long, and comparing takes time that grows with the square.
+    name = str(name)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6) if len(name) < 200 else []
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")

@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 from typing import List, Union
 
+from espnet_mpq import strict_json
 from espnet_mpq.errors import InputError, WriteError
 from espnet_mpq.file_kind import refuse_unfetched
 
@@ -180,18 +181,18 @@ def write_json(path: Union[str, Path], value) -> None:
 
 
 def read_json(path: Union[str, Path]):
-    """Read JSON.
+    """Read JSON, as strict_json reads it.
 
     Raises:
         InputError: missing, unreadable or damaged file.
     """
     refuse_unfetched(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file, parse_constant=_no_constant)
+        with open(path, "rb") as file:
+            return strict_json.parse(file.read(strict_json.MOST_N_BYTES + 1))
     except OSError as error:
         raise InputError(f"cannot read {path}", found=error.strerror) from error
-    except (ValueError, RecursionError) as error:  # of the decoders, or lists in lists in lists
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise InputError(
             f"{path} is not JSON",
             found=error,

@@ -156,7 +156,7 @@ class Plan:
 
     def check(self, clusters: Iterable[Cluster]) -> None:
         """Raise PlanError unless the plan names exactly these clusters."""
-        known = [cluster.name for cluster in clusters]
+        known = dict.fromkeys(cluster.name for cluster in clusters)
         for name in self.clusters:
             if name not in known:
                 raise PlanError(

@@ -245,7 +245,7 @@ def _check_parts(value: ListedArchitecture) -> None:
             raise InputError(f"architecture: cluster {name} names a parameter twice")
         for parameter, start, stop in parts:
             shape = value.state.get(parameter, ())
-            if len(shape) < 2 or not start < stop <= shape[0]:
+            if len(shape) < 2 or 0 in shape or not start < stop <= shape[0]:
                 raise InputError(
                     f"architecture: cluster {name} names rows that are not there",
                     found=f"{parameter} {start}:{stop}",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from typing import Dict, Mapping, Sequence, Tuple
+from typing import BinaryIO, Dict, Mapping, Sequence, Tuple
 
 import torch
 
+from espnet_mpq import strict_json
 from espnet_mpq.errors import FormatError
 from espnet_mpq.packed.tensors import DTYPES, TensorSpec
 
 KEY = "espnet_mpq"
+_START = b'{"__metadata__":{"%s":"' % KEY.encode()
 PREFIX_N_BYTES = 8  # little-endian length of the header
-LARGEST_HEADER_N_BYTES = 100_000_000  # the limit of the safetensors library
+PIECE_N_BYTES = 1 << 20  # read and hashed at a time
 AGAIN = "copy the file again, or make it again with `mpq pack`"
 
 
@@ -51,56 +54,80 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
-def read_tensor(payload: memoryview, offset: int, spec: TensorSpec) -> torch.Tensor:
-    """A tensor of its own memory from ``spec.n_bytes`` bytes at ``offset``."""
-    piece = bytearray(payload[offset : offset + spec.n_bytes])
-    return torch.frombuffer(piece, dtype=DTYPES[spec.dtype][0]).reshape(spec.shape)
+def read_tensor(file: BinaryIO, spec: TensorSpec) -> Tuple[torch.Tensor, str]:
+    """The next tensor of a file, in memory of its own, and the SHA-256 of its bytes.
 
-
-def split(data: bytes, path: str) -> Tuple[bytes, memoryview]:
-    """Cut a file into header (with its padding) and tensor data.
+    Each tensor has its own memory, so that a runtime can free it alone, and the file may be
+    changed afterwards: views of a memory map would die with it (SIGBUS) or change.
 
     Raises:
-        FormatError: the file is too short for the header it announces.
+        EOFError: the file ends before.
     """
-    if len(data) < PREFIX_N_BYTES:
+    memory, digest = bytearray(spec.n_bytes), hashlib.sha256()
+    for start in range(0, spec.n_bytes, PIECE_N_BYTES):
+        piece = memoryview(memory)[start : start + PIECE_N_BYTES]
+        if file.readinto(piece) != len(piece):
+            raise EOFError
+        digest.update(piece)
+    dtype = DTYPES[spec.dtype][0]
+    flat = torch.frombuffer(memory, dtype=dtype) if memory else torch.empty(0, dtype=dtype)
+    return flat.reshape(spec.shape), digest.hexdigest()
+
+
+def read_header(file: BinaryIO, n_bytes: int, path: str) -> bytes:
+    """The header with its padding, from the start of a file of ``n_bytes`` bytes.
+
+    Raises:
+        FormatError: the file is too short for the header it announces, or that is too long.
+    """
+    prefix = file.read(PREFIX_N_BYTES)
+    if len(prefix) < PREFIX_N_BYTES:
         raise FormatError(
-            f"{path} is no packed LM", found=f"{len(data)} bytes", expected="a header", todo=AGAIN
+            f"{path} is no packed LM", found=f"{len(prefix)} bytes", expected="a header", todo=AGAIN
         )
-    n_bytes = int.from_bytes(data[:PREFIX_N_BYTES], "little")
-    room = min(len(data) - PREFIX_N_BYTES, LARGEST_HEADER_N_BYTES)
-    if not 2 <= n_bytes <= room:
+    announced = int.from_bytes(prefix, "little")
+    most = min(n_bytes - PREFIX_N_BYTES, strict_json.MOST_N_BYTES)
+    header = file.read(announced) if 2 <= announced <= most else b""
+    if len(header) != announced:
         raise FormatError(
             f"{path} is truncated or no packed LM",
-            found=f"a header length of {n_bytes} bytes",
-            expected=f"at most {room}",
+            found=f"a header length of {announced} bytes",
+            expected=f"at most {most}",
             todo=AGAIN,
         )
-    end = PREFIX_N_BYTES + n_bytes
-    return data[PREFIX_N_BYTES:end], memoryview(data)[end:]
+    return header
 
 
-def parse_header(header: bytes, path: str) -> Tuple[dict, dict]:
-    """The tensor entries and our metadata from a header.
+def read_metadata(header: bytes, path: str) -> dict:
+    """Our metadata from a header; the entries of the tensors are not looked at.
 
     Raises:
         FormatError: not JSON, or not written by `mpq pack`.
     """
-    entries = _object(header, f"{path}: the header", path)
-    outer = entries.pop("__metadata__", None)
-    if not isinstance(outer, dict) or not isinstance(outer.get(KEY), str):
+    text = None
+    if header.startswith(_START):
+        try:
+            text, _ = json.decoder.scanstring(header.decode("utf-8"), len(_START))
+        except ValueError as error:
+            raise FormatError(
+                f"{path}: the header is damaged", found=_short(error), todo=AGAIN
+            ) from error
+    else:
+        outer = _object(header, f"{path}: the header", path).get("__metadata__")
+        text = outer.get(KEY) if isinstance(outer, dict) else None
+    if not isinstance(text, str):
         raise FormatError(
             f"{path} is a safetensors file but no packed LM",
             found="no metadata of espnet_mpq",
             todo="give the packed.safetensors that `mpq pack` wrote",
         )
-    return entries, _object(outer[KEY].encode("utf-8", "replace"), f"{path}: the metadata", path)
+    return _object(text.encode("utf-8", "replace"), f"{path}: the metadata", path)
 
 
 def _object(text: bytes, what: str, path: str) -> dict:
     try:
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = strict_json.parse(text)
+    except ValueError as error:
         raise FormatError(f"{what} is damaged", found=_short(error), todo=AGAIN) from error
     if not isinstance(value, dict):
         raise FormatError(f"{what} is damaged", found=type(value).__name__, expected="an object")
@@ -111,10 +138,18 @@ def _short(error: Exception) -> str:
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
-def first_difference(entries: Mapping, specs: Sequence[TensorSpec]) -> Tuple[str, str, str]:
-    """What differs first between a header and the tensors it must have: (what, found, expected)."""
-    names = [spec.name for spec in specs]
-    missing = [name for name in names if name not in entries]
+def first_difference(
+    header: bytes, specs: Sequence[TensorSpec], path: str
+) -> Tuple[str, str, str]:
+    """What differs first between a header and the tensors it must have: (what, found, expected).
+
+    Raises:
+        FormatError: the header is not JSON.
+    """
+    entries = _object(header, f"{path}: the header", path)
+    entries.pop("__metadata__", None)
+    names = {spec.name for spec in specs}
+    missing = [spec.name for spec in specs if spec.name not in entries]
     extra = [name for name in entries if name not in names]
     if missing or extra:
         return (

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, List, Mapping, Tuple, Union
+from typing import BinaryIO, Dict, List, Mapping, Tuple, Union
 
 import torch
 
 from espnet_mpq.architecture import families
 from espnet_mpq.architecture.base import Architecture
-from espnet_mpq.clusters import Cluster
+from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import FormatError, InputError
-from espnet_mpq.file_kind import refuse_unfetched
+from espnet_mpq.file_kind import absence, refuse_unfetched
 from espnet_mpq.io import atomic_write, sha256_bytes
 from espnet_mpq.packed import container
 from espnet_mpq.packed.bits import unpack_codes
-from espnet_mpq.packed.container import AGAIN, PREFIX_N_BYTES
+from espnet_mpq.packed.container import AGAIN, PIECE_N_BYTES, PREFIX_N_BYTES
 from espnet_mpq.packed.metadata import VERSION, check, header_bytes
-from espnet_mpq.packed.tensors import DTYPES, TensorSpec, find_part, tensor_specs
+from espnet_mpq.packed.tensors import DTYPES, TensorSpec, parts_by_codes, tensor_specs
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.grid import make_grid
 
@@ -77,8 +79,8 @@ def to_bytes(packed: PackedModel) -> bytes:
     Raises:
         FormatError: metadata and tensors do not fit each other.
     """
-    _, plan, specs = check(packed.metadata, "packed model")
-    pieces = []
+    architecture, plan, specs = check(packed.metadata, "packed model")
+    pieces, parts = [], parts_by_codes(architecture)
     for spec in specs:
         tensor = packed.tensors.get(spec.name)
         dtype = DTYPES[spec.dtype][0]
@@ -88,7 +90,7 @@ def to_bytes(packed: PackedModel) -> bytes:
         pieces.append(container.tensor_bytes(tensor))
         if sha256_bytes(pieces[-1]) != packed.metadata["tensors"][spec.name]:
             raise FormatError(f"tensor {spec.name} does not have the hash of the metadata")
-    _check_values(packed, specs, "packed model")
+        _check_values(tensor, spec, parts, plan, "packed model")
     header = header_bytes(specs, packed.metadata)
     return b"".join([len(header).to_bytes(PREFIX_N_BYTES, "little"), header, *pieces])
 
@@ -115,36 +117,62 @@ def load_packed(path: Union[str, Path]) -> PackedModel:
     """
     refuse_unfetched(path)
     try:
-        data = Path(path).read_bytes()
+        found = absence(path)
+        if found is None:
+            with open(path, "rb") as file:
+                return _read(file, os.fstat(file.fileno()).st_size, str(path))
     except OSError as error:
-        raise InputError(
-            f"cannot read the packed LM {path}",
-            found=error.strerror or error,
-            todo="make it with `mpq pack`",
-        ) from error
-    return from_bytes(data, str(path))
+        found = error.strerror or str(error), None
+    raise InputError(
+        f"cannot read the packed LM {path}",
+        found=found[0],
+        todo=found[1] or "make it with `mpq pack`",
+    )
+
+
+def is_packed(path: Union[str, Path]) -> bool:
+    """Whether a file begins as a packed LM; its tensors are not read. False for no file."""
+    try:
+        with open(path, "rb") as file:
+            header = container.read_header(file, os.fstat(file.fileno()).st_size, str(path))
+            container.read_metadata(header, str(path))
+    except (OSError, FormatError):
+        return False
+    return True
 
 
 def from_bytes(data: bytes, path: str = "packed LM") -> PackedModel:
     """As load_packed, from the bytes of a file; ``path`` names it in errors."""
-    header, payload = container.split(data, path)
-    entries, metadata = container.parse_header(header, path)
-    _, _, specs = check(metadata, path)
+    return _read(io.BytesIO(data), len(data), path)
+
+
+def _read(file: BinaryIO, n_bytes: int, path: str) -> PackedModel:
+    """Memory: the tensors, and no more than a constant besides (strict_json, pieces of 1 MiB)."""
+    header = container.read_header(file, n_bytes, path)
+    metadata = container.read_metadata(header, path)
+    architecture, plan, specs = check(metadata, path)
     # The header follows from the metadata; comparing whole catches any change outside the hash.
     if header_bytes(specs, metadata) != header:
-        what, found, expected = container.first_difference(entries, specs)
+        what, found, expected = container.first_difference(header, specs, path)
         raise FormatError(f"{path}: {what}", found=found, expected=expected, todo=AGAIN)
-    expected = sum(spec.n_bytes for spec in specs)
-    if len(payload) != expected:
+    expected, found = sum(s.n_bytes for s in specs), n_bytes - PREFIX_N_BYTES - len(header)
+    if found != expected:
         raise FormatError(
             f"{path} is truncated or has bytes too many",
-            found=f"{len(payload)} bytes of tensors",
+            found=f"{found} bytes of tensors",
             expected=expected,
             todo=AGAIN,
         )
-    tensors, offset = {}, 0
+    packed = PackedModel(metadata, {})
+    packed.architecture, packed.plan = architecture, plan
+    parts = parts_by_codes(architecture)
     for spec in specs:
-        digest = sha256_bytes(payload[offset : offset + spec.n_bytes])
+        try:
+            tensor, digest = container.read_tensor(file, spec)
+        except EOFError:
+            raise FormatError(
+                f"{path} was cut while it was read", found=f"no more in {spec.name}", todo=AGAIN
+            ) from None
         if digest != metadata["tensors"][spec.name]:
             raise FormatError(
                 f"{path}: tensor {spec.name} is damaged",
@@ -152,37 +180,44 @@ def from_bytes(data: bytes, path: str = "packed LM") -> PackedModel:
                 expected=metadata["tensors"][spec.name],
                 todo=AGAIN,
             )
-        tensors[spec.name] = container.read_tensor(payload, offset, spec)
-        offset += spec.n_bytes
-    packed = PackedModel(metadata, tensors)
-    _check_values(packed, specs, path)
+        packed.tensors[spec.name] = tensor
+        _check_values(tensor, spec, parts, plan, path)
     return packed
 
 
-def _check_values(packed: PackedModel, specs: List[TensorSpec], path: str) -> None:
-    """Hashes prove what was written; this proves that a runtime can use it."""
-    for spec in specs:
-        tensor = packed.tensors[spec.name]
+def _check_values(
+    tensor: torch.Tensor,
+    spec: TensorSpec,
+    parts: Mapping[str, Tuple[Cluster, Part]],
+    plan: Plan,
+    path: str,
+) -> None:
+    """Hashes prove what was written; this proves that a runtime can use it.
+
+    ``parts`` as parts_by_codes gives them.
+    """
+    row_n_bytes = max(1, spec.n_bytes // max(1, spec.shape[0] if spec.shape else 1))
+    for rows in tensor.reshape(spec.shape or (1,)).split(max(1, PIECE_N_BYTES // row_n_bytes)):
         if spec.role == "codes":
-            cluster, part = find_part(packed.architecture, spec.name)
-            cluster_spec = packed.plan.clusters[cluster.name]
-            grid = make_grid(cluster_spec.grid, cluster_spec.bits)
-            largest = _largest_code(tensor, cluster_spec.bits, part.cols)
-            if largest >= len(grid.levels):
+            cluster, part = parts[spec.name]
+            cluster_spec = plan.clusters[cluster.name]
+            n_levels = len(make_grid(cluster_spec.grid, cluster_spec.bits).levels)
+            largest = _largest_code(rows, cluster_spec.bits, part.cols)
+            if largest >= n_levels:
                 raise FormatError(
                     f"{path}: tensor {spec.name} has codes outside its grid or nonzero padding",
                     found=largest,
-                    expected=f"below {len(grid.levels)}",
+                    expected=f"below {n_levels}",
                 )
-        elif not bool(torch.isfinite(tensor).all()):
+        elif not bool(torch.isfinite(rows).all()):
             raise FormatError(f"{path}: tensor {spec.name} has values that are not finite")
-        elif spec.role == "scales" and bool((tensor < 0).any()):
+        elif spec.role == "scales" and bool((rows < 0).any()):
             raise FormatError(f"{path}: tensor {spec.name} has negative scales")
 
 
 def _largest_code(packed_codes: torch.Tensor, bits: int, cols: int) -> int:
     """The largest code; 256 if a padding bit is set. Works byte-wise, so no unpacked copy."""
-    used = cols * bits % 8
+    used = cols * bits % 8  # of the last byte; 0: all
     if used and int((packed_codes[:, -1] >> used).max()) != 0:
         return 256
     if bits == 3:  # every code is one of its grid but for the last of "paper"

@@ -92,9 +92,17 @@ def build(
 def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping) -> bytes:
     """The header as it stands in the file, padded with spaces to the reserved length."""
     text = header_json(specs, metadata)
-    bare = header_json(specs, {**metadata, **RESERVED})
-    n_bytes = max(round_up(len(bare) + RESERVED_N_BYTES), round_up(len(text)))
+    # Without the values that RESERVED stands for.
+    bare_n_bytes = len(text)
+    for key, value in RESERVED.items():
+        bare_n_bytes += _stored_n_bytes(value) - _stored_n_bytes(metadata.get(key, value))
+    n_bytes = max(round_up(bare_n_bytes + RESERVED_N_BYTES), round_up(len(text)))
     return text.ljust(n_bytes, b" ")
+
+
+def _stored_n_bytes(value) -> int:
+    """Of a value of the metadata, escaped once more as they are in the header."""
+    return len(canonical_json(canonical_json(value)).encode("utf-8")) - 2
 
 
 def shorten_command(specs: Sequence[TensorSpec], metadata: Mapping) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 
@@ -104,10 +104,10 @@ def tensor_specs(architecture: Architecture, plan: Plan) -> List[TensorSpec]:
     return sorted(specs.values(), key=lambda s: (order.index(s.dtype), s.name))
 
 
-def find_part(architecture: Architecture, name: str) -> Optional[Tuple[Cluster, Part]]:
-    """The cluster and part whose codes are stored under ``name``, if any."""
-    for cluster in architecture.clusters():
-        for part in cluster.parts:
-            if codes_name(cluster, part) == name:
-                return cluster, part
-    return None
+def parts_by_codes(architecture: Architecture) -> Dict[str, Tuple[Cluster, Part]]:
+    """Name of a codes tensor -> its cluster and part, for every part that may have one."""
+    return {
+        codes_name(cluster, part): (cluster, part)
+        for cluster in architecture.clusters()
+        for part in cluster.parts
+    }

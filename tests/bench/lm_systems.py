@@ -16,7 +16,7 @@ from packed_models import FloatRnn, uniform  # noqa: E402
 # Architecture  # noqa: E402
 from espnet_mpq.architecture.base import Architecture  # noqa: E402
 from espnet_mpq.packed.format import PackedModel  # noqa: E402
-from espnet_mpq.packed.tensors import DTYPES, find_part, tensor_specs  # noqa: E402
+from espnet_mpq.packed.tensors import DTYPES, parts_by_codes, tensor_specs  # noqa: E402
 from espnet_mpq.plan import ClusterSpec, Plan  # noqa: E402
 from espnet_mpq.runtime.rnn_lm import PackedRnn  # noqa: E402
 
@@ -44,7 +44,7 @@ def random_of_plan(arch: Architecture, plan: Plan) -> PackedModel:
     for spec in tensor_specs(arch, plan):
         if spec.role == "codes":
             tensors[spec.name] = codes = torch.randint(0, 256, spec.shape, dtype=torch.uint8)
-            cluster, part = find_part(arch, spec.name)
+            cluster, part = parts_by_codes(arch)[spec.name]
             bits = plan.clusters[cluster.name].bits
             codes[:, -1] &= 255 >> (-part.cols * bits % 8)  # the padding is zero
         else:

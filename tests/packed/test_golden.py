@@ -21,7 +21,7 @@ from espnet_mpq.packed.bits import pack_codes
 from espnet_mpq.packed.dequantize import float_state
 from espnet_mpq.packed.format import PackedModel, load_packed, tensor_hashes, to_bytes
 from espnet_mpq.packed.metadata import build, format_error
-from espnet_mpq.packed.tensors import DTYPES, find_part
+from espnet_mpq.packed.tensors import DTYPES, parts_by_codes
 from espnet_mpq.plan import ClusterSpec, Plan
 from espnet_mpq.quant.grid import make_grid
 from espnet_mpq.vocabulary import SPECIAL
@@ -97,7 +97,7 @@ def golden_model(path: Path) -> PackedModel:
     tensors = packed.tensors
     for n, spec in enumerate(packed.specs):
         if spec.role == "codes":
-            cluster, part = find_part(arch, spec.name)
+            cluster, part = parts_by_codes(arch)[spec.name]
             bits = specs[cluster.name].bits
             n_levels = len(make_grid(specs[cluster.name].grid, bits).levels)
             codes = torch.arange(part.n_weights).reshape(part.shape) * 7 + 3 * n

@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Iterable, Iterator, List, Mapping, Optional
 
-from espnet_mpq.errors import FormatError, InputError
+from espnet_mpq.errors import InputError
 from espnet_mpq.io import write_error
 from espnet_mpq.lock import locked
-from espnet_mpq.packed import container
-from espnet_mpq.packed.format import PACKED_FILE
+from espnet_mpq.packed.format import PACKED_FILE, is_packed
 
 FOLDERS = ("images", "perplexity_test")
 # In the order in which they are put in place: config.yaml makes the directory an experiment.
@@ -134,12 +133,9 @@ def _is_packed_lm(folder: Path) -> bool:
     try:
         if os.path.lexists(config):
             return bool(_OUR_LM.search(config.read_text(encoding="utf-8", errors="replace")))
-        path = folder / PACKED_FILE
-        header, _ = container.split(path.read_bytes(), str(path))
-        container.parse_header(header, str(path))
-    except (OSError, FormatError):
+        return is_packed(folder / PACKED_FILE)
+    except OSError:
         return False
-    return True
 
 
 def _check_kind(path: Path, is_folder: bool) -> None:
