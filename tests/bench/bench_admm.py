@@ -157,8 +157,11 @@ def round_by_second_order(lm, train, plan, n_tokens=20_000):
     stages = Stages(layers, lm.decoder, {**first, "embedding": 0, "output": 2})
     text = [Batch(inputs, targets != IGNORE) for inputs, targets in train]
     random.Random(0).shuffle(text)
-    few = next(k for k in range(1, len(text) + 1) if sum(b.n_rows for b in text[:k]) >= n_tokens)
-    rounded = Rounder(Judged.of(lm, stages, text[:few]), weights_of(lm)).round_all(plan)
+    few, n_rows = [], 0
+    for batch in text:
+        few += [batch] if n_rows < n_tokens else []
+        n_rows += batch.n_rows
+    rounded = Rounder(Judged.of(lm, stages, few), weights_of(lm)).round_all(plan)
     parameters = dict(lm.named_parameters())
     with torch.no_grad():
         for name, bias in rounded.biases.items():

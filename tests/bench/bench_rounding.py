@@ -3,8 +3,18 @@
     python tests/bench/bench_rounding.py --lm_exp EXP --text train.txt --test test.txt
 
 Nats per token above the fp LM on text that nothing was fitted to, the same bits everywhere (row
-scales in float16), and the CPU seconds of the rounding. RESULTS of the LMs that were measured:
-RESULTS.md.
+scales in float16), and the CPU seconds of the rounding. ESPnet LSTM LM 2 x 650, BPE 2,000, trained
+on 1.2 million tokens of novels (learning rate to 0), perplexity 98.8 on 10,000 tokens of another
+novel; 20,000 tokens for the rounding; one seed, one core of a busy machine:
+
+    bits  nearest  second order  removed  without biases  CPU s
+       2   0.2337        0.0668   71.4 %          0.1100    102
+       1   1.0987        0.4058   63.1 %          1.0913     81
+
+What makes it, on the same LM after a sixth of its training (2 bits, 6,000 tokens of the novel; of
+0.1163 lost by the nearest levels): GPTQ with separate inputs, W' W for the embedding 86.9 %
+removed; W | U joined, coordinate descent, biases, in order 88.9 %; the embedding by the curvature
+of the loss 89.1 %, rounded plainly 76.1 %; matrices changed towards the float outputs first 93.8 %.
 """
 
 from __future__ import annotations

@@ -244,6 +244,9 @@ def test_no_training(recipe):
     pack = commands[-1][1]
     assert (pack["--lm_exp"], pack["--lm_file"]) == ("exp/lm", "valid.loss.ave.pth")
     assert (pack["--plan"], pack["--fp_exp"]) == (f"{folder}/plan/plan.json", "exp/lm")
+    for words in (commands[1][1], pack):  # measured as it is stored, on the same text
+        assert words["--rounding"] == "second_order"
+        assert words["--text"] == "dump/raw/lm_train.txt"
     measured = sorted(p.name for p in (recipe.path / folder).glob("ppl_*"))
     assert measured == ["ppl_fp", "ppl_packed"]
     run(recipe, "--no_train", "true", "--stage", "9")
