@@ -191,6 +191,8 @@ def score_all(args: argparse.Namespace, lists: Sequence, folder: Path) -> "Score
             found += [numpy.array([s.total for s in one]) for one in values]
             if args.interpolate is not None:
                 words += values
+        if hasattr(scorer, "unknown") and scorer.unknown():
+            LOG.warning("%s, scored as <unk>", scorer.unknown())
         scored.add(scorer.name, found, kind, scorer.identity())
         scored.speed[scorer.name] = 1e3 * (time.perf_counter() - start_s) / max(n_hyps, 1)
         if words:

@@ -79,6 +79,13 @@ class TokenScorer:
         if hasattr(self.tokenizer, "check"):
             self.tokenizer.check(hyps)
 
+    def unknown(self) -> str:
+        """What share of the tokens so far the LM does not know, in words; "" for none."""
+        n_unknown = getattr(self.tokenizer, "n_unknown", 0)
+        if not n_unknown:
+            return ""
+        return f"{n_unknown} of {self.tokenizer.n_tokens} tokens are unknown to {self.name}"
+
     def score(self, hyps: Sequence[Tuple[str, Optional[str]]]) -> List[HypothesisScore]:
         """Score hypotheses, every shared prefix once.
 

@@ -51,9 +51,7 @@ def open_scorer(
     if tokens_from == "text":
         for option, path in find_tokenizer_files(exp.args, str(exp.config)).items():
             identity[f"{option}_sha256"] = sha256_file(path)
-    scorer = TokenScorer(name, lm, HostTokenizer(exp, tokens_from), identity, backward, per_word)
-    scorer.exp = exp
-    return scorer
+    return TokenScorer(name, lm, HostTokenizer(exp, tokens_from), identity, backward, per_word)
 
 
 def kernel_of(exp: Experiment) -> str:
@@ -74,7 +72,6 @@ class HostTokenizer:
         self.where, self.token_type = exp.config, getattr(exp.args, "token_type", None)
         self.n_tokens = self.n_unknown = 0
         self.token_ids = {token: i for i, token in enumerate(exp.vocabulary.tokens)}
-        self.known_texts: Dict[str, bool] = {}
         if tokens_from == "text":
             self.host = build_tokenizer(exp.args, str(exp.config))
 

@@ -147,5 +147,8 @@ def test_text_of_another_alphabet(fp_exp):
     scorer = open_scorer("lm", fp_exp.path)
     with pytest.raises(MismatchError, match="knows no token.*found 'ЁЖ'.*letter case"):
         scorer.check([("ЁЖ", None), ("", None)])
+    assert scorer.unknown() == ""
+    scorer.score([("a Ё", None)])
+    assert scorer.unknown() == "1 of 3 tokens are unknown to lm"
     scorer.check([("", None)])
     scorer.check([("ЁЖ a", None)])
