@@ -82,6 +82,7 @@ class HostTokenizer:
             ids = self.encode(text, tokens)[0][:-1]
             n_tokens += len(ids)
             n_known += sum(i != self.unk for i in ids)
+        self.n_tokens = self.n_unknown = 0
         if n_tokens and not n_known:
             raise MismatchError(
                 f"the LM of {self.where} knows no token of the hypotheses",
@@ -89,7 +90,6 @@ class HostTokenizer:
                 expected=f"tokens such as {' '.join(list(self.token_ids)[2:8])}",
                 todo="check the language and letter case (upper, lower)",
             )
-        self.n_tokens = self.n_unknown = 0
 
     def encode(
         self, text: str, tokens: Optional[str] = None
