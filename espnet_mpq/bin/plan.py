@@ -26,6 +26,7 @@ EXAMPLE = """example:
   mpq plan --lm_exp exp/lm --uniform 4 --output_dir plan_4bit       (the same bits everywhere)
 writes plan.json, pareto.json, pareto.png, sensitivity.png and train_lm_mpq.yaml (for lm_train).
 """
+SWAPS = {"nearest": 12, "second_order": 3}  # measured, by rounding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--repair",
         type=int,
-        default=12,
         metavar="N",
         help="measure the largest uniform plan that fits and up to N swaps of bits, and keep what "
-        "is best (0: the optimum of the table's sums as it is; default: %(default)s)",
+        f"is best (0: the optimum of the table's sums as it is; default: {SWAPS['nearest']}, of a "
+        f"table of second-order rounding, where each rounds the whole LM, {SWAPS['second_order']})",
     )
     add("--ngpu", type=int, choices=(0, 1), default=0, help="1: measure on the GPU")
 
@@ -83,8 +84,12 @@ def main(args: argparse.Namespace) -> int:
     joint = refined = None
     meter = _make_meter(args, exp, table)
     # Harms of another unit (nas, plain traces) are no sums that swaps could go by.
-    if meter is not None and args.repair and budget and table.unit == meter.judged.unit:
-        refined = refine(planner, meter, plan, budget, args.repair)
+    is_kl = meter is not None and budget and table.unit == meter.judged.unit
+    n_swaps = args.repair
+    if is_kl and n_swaps is None:
+        n_swaps = SWAPS[table.provenance.get("rounding") or "nearest"]
+    if is_kl and n_swaps:
+        refined = refine(planner, meter, plan, budget, n_swaps)
         plan, joint = refined.plan, refined.joint
         settings["lm_conf"]["plan"] = plan.inline()
     elif meter is not None:
@@ -182,7 +187,7 @@ def _check_options(args: argparse.Namespace) -> None:
     budget = args.budget if args.budget is not None else args.budget_bytes
     if budget is not None and not 0 < budget < float("inf"):
         raise InputError("the budget", found=budget, expected="above 0")
-    if args.repair < 0:
+    if args.repair is not None and args.repair < 0:
         raise InputError("--repair", found=args.repair, expected="at least 0")
     if args.max_tokens is not None and args.max_tokens < 0:
         raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
