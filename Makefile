@@ -3,6 +3,7 @@
 #   make test      the test suite on the newest host (Python 3.11, ESPnet 202511, torch 2.13)
 #   make sanitize  the kernel tests under the address, undefined-behaviour and thread sanitizers
 #   make drills    kills and full disks at random moments, longer than in make test: MPQ_DRILL_SECONDS=60 for each drill
+#   make fuzz      readers (atheris) and C entry points (libFuzzer) under random input, MPQ_FUZZ_SECONDS each
 #   make bench     speed, load time and memory against ESPnet, PyTorch and ONNX Runtime: tests/bench/RESULTS.md
 #   make test-k2   the same suite on Python 3.10, torch 1.13.1, k2 1.23.4, ESPnet 202412
 # Local data instead of downloads: MPQ_DATA_ROOT=/path/to/data make test
@@ -47,6 +48,10 @@ sanitize: venv
 # Mounting small disks needs root; without it files are limited in size instead.
 drills: venv
 	MPQ_DRILL_SECONDS=$${MPQ_DRILL_SECONDS:-60} .venv/bin/python -m pytest tests/drills -s --timeout 0 $(PYTEST_ARGS)
+
+# Coverage-guided where atheris and clang are there, and says so where not; short forms run in make test.
+fuzz: venv
+	tests/fuzz/fuzz.sh "$(CURDIR)/.venv/bin/python"
 
 test-k2: venv-k2
 	.venv-k2/bin/python -m pytest $(PYTEST_ARGS)
