@@ -1,4 +1,4 @@
-"""Low-bit language models for ESPnet: version and public names, nothing heavy."""
+"""Low-bit language models and recognisers for ESPnet: version and public names, nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "register"]
 
 
-def register(watch_recognisers: bool = False) -> None:
+def register(*kinds: str, watch_recognisers: bool = False) -> None:
     """Make the plugin's classes known to the installed ESPnet; may be called any number of times.
 
     Args:
+        kinds: "lm", "asr"; none: both.
         watch_recognisers: for programs that decode: from now on an LM must have the token list of
             a recogniser that was loaded before it.
 
@@ -18,4 +19,6 @@ def register(watch_recognisers: bool = False) -> None:
     """
     from espnet_mpq.hosts.espnet import registry
 
-    registry.watch_recognisers() if watch_recognisers else registry.register()
+    registry.register(*kinds)
+    if watch_recognisers:
+        registry.watch_recognisers()

@@ -21,10 +21,10 @@ usage: python -m espnet_mpq -m MODULE [ARGUMENTS ...]
 
 Runs a module of ESPnet as `python -m MODULE` would, with the low-bit language models
 of espnet_mpq (mpq_seq_rnn, mpq_transformer, mpq_packed_rnn, mpq_packed_transformer, ...)
-registered. Examples:
+and its packed recognisers (mpq_packed_asr) registered. Examples:
 
   python -m espnet_mpq -m espnet2.bin.lm_train --config conf/train_lm_mpq.yaml ...
-  python -m espnet_mpq -m espnet2.bin.asr_inference --lm_train_config ...
+  python -m espnet_mpq -m espnet2.bin.asr_inference --asr_train_config ... --lm_train_config ...
   ./run.sh --python "python3 -m espnet_mpq" ...      (a whole ESPnet recipe)
 
 The plugin's own commands are under `mpq` (python -m espnet_mpq.bin.mpq --help).
@@ -49,6 +49,8 @@ LM_MODULES = (
     "speechlm_*",
     "uasr_inference*",
 )
+# Those that build or load a recogniser (ASRTask).
+ASR_MODULES = ("asr_train", "asr_inference*", "asr_align")
 # Helpers of the recipes that start without torch; they must stay that quick.
 LIGHT_MODULES = (
     "aggregate_stats_dirs",
@@ -61,18 +63,23 @@ LIGHT_MODULES = (
 )
 
 
-def needs_registration(name: str) -> bool:
-    """Whether a module of espnet2.bin, by its last name ("lm_train"), loads language models."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in LM_MODULES)
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The kinds of models that a module of espnet2.bin, by its last name ("lm_train"), loads."""
+    patterns = {"lm": LM_MODULES, "asr": ASR_MODULES}
+    return tuple(
+        kind for kind, names in patterns.items() if any(fnmatch.fnmatchcase(name, n) for n in names)
+    )
 
 
 def prepare(name: str) -> None:
     """Do what the module espnet2.bin.``name`` needs: register, or only guard its imports."""
     from espnet_mpq.hosts.espnet.environment import espnet, nltk
 
-    if needs_registration(name):
-        from espnet_mpq.hosts.espnet.registry import watch_recognisers
+    kinds = kinds_of(name)
+    if kinds:
+        from espnet_mpq.hosts.espnet.registry import register, watch_recognisers
 
+        register(*kinds)
         watch_recognisers()
     elif name in LIGHT_MODULES:
         espnet.check_host()

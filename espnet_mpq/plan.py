@@ -35,7 +35,7 @@ __all__ = [
 
 FORMAT = "espnet_mpq.plan"
 VERSION = 1
-SOURCE_ROLES = ("checkpoint", "token_list", "text", "sensitivity")
+SOURCE_ROLES = ("checkpoint", "token_list", "text", "data", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Plan:
     def source(self) -> Dict[str, Union[str, int]]:
         """SHA-256 of the files the plan was made from, and the seed: those that are recorded.
 
-        Keys: checkpoint_sha256 (of the fp LM), token_list_sha256, text_sha256,
+        Keys: checkpoint_sha256 (of the fp model), token_list_sha256, text_sha256, data_sha256,
         sensitivity_sha256, seed; read from the nested record of `mpq plan` or a flat one.
         """
         inputs, options = (self.provenance.get(k) or {} for k in ("inputs", "options"))

@@ -12,7 +12,7 @@ from typing import BinaryIO, Iterator, Optional, Union
 from espnet_mpq.errors import CheckpointError
 from espnet_mpq.file_kind import HEAD_N_BYTES, absence, kind
 
-EXPECTED = "a file of weights that lm_train saved (valid.loss.best.pth, 5epoch.pth)"
+EXPECTED = "a file of weights that lm_train or asr_train saved (valid.loss.best.pth, 5epoch.pth)"
 AGAIN = "copy or download it again"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 PIECE_N_BYTES = 1 << 20

@@ -58,8 +58,8 @@ ALLOWED = {
     "recipe": BASE | {"packed", "hosts", "bin"},
 }
 # Rooms of hosts/espnet, from the bottom up: a room imports those before it.
-ROOMS = ("environment", "families", "config_file", "recogniser", "loading", "registry")
-ROOMS += ("experiment", "lm", "training")
+ROOMS = ("environment", "families", "kinds", "config_file", "recogniser", "loading", "registry")
+ROOMS += ("experiment", "lm", "asr", "training")
 HOSTS = {"espnet", "espnet2", "espnetez", "k2", "icefall", "lhotse"}
 
 

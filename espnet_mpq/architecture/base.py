@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields
 from functools import cached_property
-from typing import ClassVar, Dict, List, Mapping, Tuple
+from typing import ClassVar, Dict, List, Mapping, Optional, Tuple
 
 from espnet_mpq.clusters import Cluster, loose_matrices
 from espnet_mpq.errors import InputError, near_matches
 
 Shapes = Dict[str, Tuple[int, ...]]
+Difference = Tuple[str, object, object]  # what, its value here, its value there
 LARGEST_SIZE = 2**31 - 1
 
 
@@ -51,6 +52,14 @@ class Architecture(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Kind and sizes in one line, for people."""
+
+    def first_difference(self, other: "Architecture") -> Optional[Difference]:
+        """What tells another architecture from this one; None when they are equal."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        for key, value in theirs.items():
+            if mine.get(key) != value:
+                return key, repr(mine.get(key)), repr(value)
+        return None
 
     def ties(self) -> Dict[str, str]:
         """Tensors that checkpoints may repeat: their name -> the name they are stored under."""

@@ -8,7 +8,7 @@ from typing import Callable, ClassVar, Dict, Iterable, List, Mapping, Optional, 
 
 import torch
 
-from espnet_mpq.architecture.base import LARGEST_SIZE, Architecture, Shapes
+from espnet_mpq.architecture.base import LARGEST_SIZE, Architecture, Difference, Shapes
 from espnet_mpq.architecture.gates import gate_clusters
 from espnet_mpq.clusters import Cluster, Part
 from espnet_mpq.errors import InputError
@@ -87,8 +87,19 @@ class ListedArchitecture(Architecture):
         whole = Part.whole(parameter, self.state[parameter])
         return Part(parameter, start, stop, whole.cols)
 
-    def reason_against_kernels(self) -> str:
-        return "no runtime for a listed model"
+    def first_difference(self, other: Architecture) -> Optional[Difference]:
+        """Of two large records the one tensor or cluster that tells them apart."""
+        if not isinstance(other, ListedArchitecture):
+            return super().first_difference(other)
+        records = {"state": (self.state, other.state), "groups": (self._groups(), other._groups())}
+        for key, (mine, theirs) in records.items():
+            for name in {**theirs, **mine}:
+                if mine.get(name) != theirs.get(name):
+                    return f"{key}, {name}", _short(mine.get(name)), _short(theirs.get(name))
+        return super().first_difference(other)
+
+    def _groups(self) -> Dict[str, tuple]:
+        return {name: (kind, parts) for name, kind, parts in self.groups}
 
     def describe(self) -> str:
         vocabulary = f", {self.vocab_size} tokens" if self.vocab_size else ""
@@ -189,6 +200,10 @@ def _clusters_of(path: str, layer, state: Shapes, cluster_of) -> List[Cluster]:
         return []
     name, kind = (cluster_of(path) if cluster_of else None) or (path or "weight", kind)
     return [Cluster(name, kind, (Part.whole(weight, state[weight]),))]
+
+
+def _short(value: object) -> object:
+    return "nothing" if value is None else str(value)[:120]
 
 
 def _is_depthwise(layer: torch.nn.Module) -> bool:

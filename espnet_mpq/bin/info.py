@@ -1,4 +1,4 @@
-"""`mpq info`: verify a packed LM and print its receipt; needs no ESPnet."""
+"""`mpq info`: verify a packed model and print its receipt; needs no ESPnet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         print(to_json(value))
         return
     print(f"file             {path}")
-    print(f"LM               {packed.architecture.describe()}")
+    print(f"model            {packed.architecture.describe()}")
     print(f"token list       SHA-256 {value['token_list']['sha256']}")
     for key, fact in value["source"].items():
         print(f"{key:<22} {fact}")

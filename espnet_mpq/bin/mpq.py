@@ -29,10 +29,14 @@ SUBCOMMANDS = {
 HELP = """\
 usage: mpq SUBCOMMAND [options]          mpq SUBCOMMAND --help  (options, an example)
 
-Makes language models of ESPnet small: 1, 2, 3, 4 or 8 bits, different for every part.
+Makes language models and recognisers of ESPnet small: 1, 2, 3, 4 or 8 bits, different for every
+part.
 
 subcommands:
 {subcommands}
+
+A recogniser goes the same road, so far without training: --asr_exp and --data in place of --lm_exp
+and --text, `mpq quantize exp/asr --bits 4 --data dump/raw/dev --output exp/asr_packed --no_train`.
 
 The road from an ESPnet LM (exp/lm: config.yaml, valid.loss.best.pth) to a packed one:
   mpq quantize exp/lm --bits 2.0 --text train.txt --output exp/lm_packed       (all at once)

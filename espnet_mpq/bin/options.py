@@ -99,7 +99,12 @@ def read_config_options(parser: argparse.ArgumentParser, path: Optional[str]) ->
         return []
     _check_text("--config", path)
     values = read_yaml(path)
-    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    actions = {
+        name[2:]: action  # every spelling: --lm_exp and --asr_exp are one option
+        for action in parser._actions
+        for name in action.option_strings
+        if name.startswith("--")
+    }
     positionals = {action.dest for action in parser._actions if not action.option_strings}
     words: List[str] = []
     for key, value in values.items():

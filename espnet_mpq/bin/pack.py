@@ -1,4 +1,4 @@
-"""`mpq pack`: a quantized LM experiment becomes a packed LM that the host decodes with."""
+"""`mpq pack`: a quantized experiment becomes a packed one that the host decodes with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 
+from espnet_mpq.bin.material import add_exp_arguments
 from espnet_mpq.bin.rounding import (
     ROUNDING_TOKENS,
     add_rounding_arguments,
@@ -18,6 +19,7 @@ EXAMPLE = """example:
   mpq pack --lm_exp exp/lm_mpq --fp_exp exp/lm_fp --output_dir exp/lm_mpq_packed
   mpq pack --lm_exp exp/lm_fp --plan plan.json --text train.txt --output_dir exp/lm_packed
       (no training; without --text to the nearest levels, at two or three times the loss)
+  mpq pack --asr_exp exp/asr --plan plan.json --output_dir exp/asr_packed
 """
 
 
@@ -25,14 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mpq pack`."""
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--lm_exp", required=True, help="LM experiment: config.yaml and a checkpoint"
-    )
-    parser.add_argument("--lm_file", help="checkpoint inside lm_exp (valid.loss.best.pth)")
-    parser.add_argument("--plan", help="plan.json, for an LM that was not trained with a plan")
-    parser.add_argument("--output_dir", required=True, help="directory of the packed LM")
-    parser.add_argument("--fp_exp", help="fp LM that the receipt's relative errors compare with")
-    parser.add_argument("--fp_file", help="checkpoint inside fp_exp (valid.loss.best.pth)")
+    add_exp_arguments(parser, required=True)
+    parser.add_argument("--plan", help="plan.json, for a model that was not trained with a plan")
+    parser.add_argument("--output_dir", required=True, help="directory of the packed model")
+    parser.add_argument("--fp_exp", help="fp model that the receipt's relative errors compare with")
+    parser.add_argument("--fp_file", help="checkpoint inside fp_exp")
     parser.add_argument("--text", help="with --plan: training text, for second_order rounding")
     parser.add_argument("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
@@ -50,9 +49,9 @@ def main(args: argparse.Namespace) -> None:
     rounded = _round(args) if rounding == "second_order" else None
     with locked(args.output_dir):
         packed = pack_experiment(
-            args.lm_exp,
+            args.exp,
             args.output_dir,
-            lm_file=args.lm_file,
+            file=args.file,
             plan=args.plan,
             fp_exp=args.fp_exp,
             fp_file=getattr(args, "fp_file", None),
@@ -69,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _round(args: argparse.Namespace):
     """The fp LM rounded by second order as the plan says (rounding.model.Rounded)."""
-    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp
     from espnet_mpq.plan import Plan
 
     for option in ("plan", "text"):
@@ -82,7 +81,7 @@ def _round(args: argparse.Namespace):
             )
     tokens = ROUNDING_TOKENS if args.rounding_tokens is None else args.rounding_tokens
     check_rounding_tokens(tokens)
-    exp, plan = load_fp_lm(args.lm_exp, args.lm_file), Plan.read(args.plan)
+    exp, plan = load_fp(args.exp, args.file), Plan.read(args.plan)
     plan.check(exp.architecture.clusters())
     source = args.text, args.text_format, args.seed
     return make_rounder(exp, "second_order", tokens, source).round_all(plan)

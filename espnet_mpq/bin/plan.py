@@ -9,13 +9,18 @@ from pathlib import Path
 from shlex import quote
 from typing import Dict, List, Optional
 
+from espnet_mpq.bin.material import (
+    add_exp_arguments,
+    add_material_arguments,
+    check_amounts,
+    open_material_or_of_table,
+)
 from espnet_mpq.bin.options import check_group, provenance, read_yaml
 from espnet_mpq.bin.rounding import (
     ROUNDING_TOKENS,
     add_rounding_arguments,
     check_rounding_tokens,
     make_rounder,
-    open_text,
 )
 from espnet_mpq.bin.sensitivity import add_grid_arguments
 from espnet_mpq.errors import InputError, MismatchError
@@ -24,7 +29,9 @@ LOG = logging.getLogger("espnet_mpq")
 EXAMPLE = """example:
   mpq plan --lm_exp exp/lm --sensitivity sensitivity.json --budget 2.0 --output_dir plan
   mpq plan --lm_exp exp/lm --uniform 4 --output_dir plan_4bit       (the same bits everywhere)
-writes plan.json, pareto.json, pareto.png, sensitivity.png and train_lm_mpq.yaml (for lm_train).
+  mpq plan --asr_exp exp/asr --sensitivity sensitivity.json --budget 4.0 --output_dir plan
+writes plan.json, pareto.json, pareto.png, sensitivity.png and train_lm_mpq.yaml (for lm_train; not
+for recognisers). The joint KL is measured on --text or --data, else on what the table names.
 """
 SWAPS = {"nearest": 12, "second_order": 3}  # measured, by rounding
 
@@ -34,16 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     add = parser.add_argument
-    add("--lm_exp", required=True, help="experiment of the fp LM: config.yaml and a checkpoint")
-    add("--lm_file", help="checkpoint inside lm_exp (default: valid.loss.best.pth)")
+    add_exp_arguments(parser, required=True)
     add("--sensitivity", metavar="FILE.json", help="table of mpq sensitivity")
     add("--budget", type=float, help="effective bits: all bytes of the file x 8 / weights")
     add("--budget_bytes", type=int, help="the budget in bytes instead")
     add("--uniform", type=int, metavar="BITS", help="the same bits for all; no budget needed")
     add("--output_dir", required=True)
-    add("--text", help="measure the joint KL on this text (default: the table's own, if there)")
-    add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
-    add("--max_tokens", type=int, help="of the joint KL (default: as the table, else 10000)")
+    add_material_arguments(parser, follows_table=True)
     add("--seed", type=int, help="of the sample of sentences (default: as the table, else 0)")
     add_grid_arguments(parser, default=False)
     add_rounding_arguments(parser, None)
@@ -63,14 +67,13 @@ def main(args: argparse.Namespace) -> int:
     """Make the plan, print it, write all files; returns 0."""
     _check_options(args)
     user_options = read_yaml(args.train_config) if args.train_config else {}
-    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp
     from espnet_mpq.plan import budget_n_bytes, total_n_weights
     from espnet_mpq.planning.planner import joint_kl
     from espnet_mpq.planning.refine import refine
     from espnet_mpq.planning.summary import summarize
 
-    exp = load_fp_lm(args.lm_exp, args.lm_file)
+    exp = load_fp(args.exp, args.file)
     planner = _planner(args, exp)
     table, budget = planner.table, None
     if args.uniform is not None:
@@ -80,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         n_weights = total_n_weights(architecture.clusters(), architecture.rest())
         budget = budget_n_bytes(n_weights, args.budget, args.budget_bytes)
         plan = planner.allocate(budget)
-    settings = train_settings(exp, plan, user_options)  # before minutes of work
+    settings = _train_settings(args, exp, plan, user_options)  # before minutes of work
     joint = refined = None
     meter = _make_meter(args, exp, table)
     # Harms of another unit (nas, plain traces) are no sums that swaps could go by.
@@ -91,16 +94,29 @@ def main(args: argparse.Namespace) -> int:
     if is_kl and n_swaps:
         refined = refine(planner, meter, plan, budget, n_swaps)
         plan, joint = refined.plan, refined.joint
-        settings["lm_conf"]["plan"] = plan.inline()
+        if settings is not None:
+            settings["lm_conf"]["plan"] = plan.inline()
     elif meter is not None:
         joint = joint_kl(meter, plan)
-    summary = summarize(planner, plan, joint, refined)
+    unit = {} if meter is None else {"unit": meter.judged.unit}
+    summary = summarize(planner, plan, joint, refined, **unit)
     record = _record(args, exp, table, summary)
     written = _write(args, planner, plan, settings, summary, record)
     print(format_summary(summary))
     print(f"\n{args.output_dir}: {', '.join(written)}")
     print(_next_step(Path(args.output_dir), exp))
     return 0
+
+
+def _train_settings(args: argparse.Namespace, exp, plan, user_options: Dict) -> Optional[Dict]:
+    """Options of the host's training with this plan; None for a recogniser."""
+    if exp.kind != "lm":
+        if args.train_config:
+            raise InputError("--train_config is for LMs", found=f"{exp.config}, a recogniser")
+        return None
+    from espnet_mpq.hosts.espnet.lm.train_config import train_settings
+
+    return train_settings(exp, plan, user_options)
 
 
 def _planner(args: argparse.Namespace, exp):
@@ -122,7 +138,7 @@ def _planner(args: argparse.Namespace, exp):
             expected=args.rounding,
             todo=f"make the table again: mpq sensitivity --rounding {args.rounding}",
         )
-    remake = f"mpq sensitivity --lm_exp {Path(exp.config).parent} ... --output {path}"
+    remake = f"mpq sensitivity --{exp.kind}_exp {exp.config.parent} ... --output {path}"
     clusters = exp.architecture.clusters()
     storage = storage_of(table, path, asked, exp.identity, clusters, remake)
     return Planner(exp.architecture, storage, table)
@@ -141,12 +157,15 @@ def _record(args: argparse.Namespace, exp, table, summary: Dict) -> Dict:
         **provenance(args, files),
         "token_list_sha256": exp.vocabulary.sha256,
         "text_sha256": measured.get("text_sha256"),
+        **({"data_sha256": measured["data_sha256"]} if "data_sha256" in measured else {}),
         "seed": measured.get("seed", 0) if args.seed is None else args.seed,
         "summary": {k: v for k, v in summary.items() if k != "rows"},
     }
 
 
-def _write(args, planner, plan, settings: Dict, summary: Dict, record: Dict) -> List[str]:
+def _write(
+    args, planner, plan, settings: Optional[Dict], summary: Dict, record: Dict
+) -> List[str]:
     """Write plan, training options, front and figures; returns the names of the files."""
     from espnet_mpq.hosts.espnet.lm.train_config import to_yaml
     from espnet_mpq.io import atomic_write, write_json
@@ -155,8 +174,10 @@ def _write(args, planner, plan, settings: Dict, summary: Dict, record: Dict) -> 
 
     folder = Path(args.output_dir)
     dataclasses.replace(plan, provenance=record).write(folder / "plan.json")
-    atomic_write(folder / "train_lm_mpq.yaml", to_yaml(settings, _head(args, summary)))
-    written = ["plan.json", "train_lm_mpq.yaml"]
+    written = ["plan.json"]
+    if settings is not None:
+        atomic_write(folder / "train_lm_mpq.yaml", to_yaml(settings, _head(args, summary)))
+        written.append("train_lm_mpq.yaml")
     if planner.table is not None:
         write_json(folder / "pareto.json", front(planner, summary, record))
         written.append("pareto.json")
@@ -189,43 +210,39 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("the budget", found=budget, expected="above 0")
     if args.repair is not None and args.repair < 0:
         raise InputError("--repair", found=args.repair, expected="at least 0")
-    if args.max_tokens is not None and args.max_tokens < 0:
-        raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+    check_amounts(args)
     check_rounding_tokens(args.rounding_tokens)
 
 
 def _make_meter(args, exp, table):
-    """A KlMeter on --text or on the text of the table; None, with a message, without any.
+    """A KlMeter on --text or --data, or what the table was measured on; None without any.
 
     Its rounding is that of the table or --rounding, and looks at the table's text if it is there.
     """
-    from espnet_mpq.hosts.espnet.lm.judged import judged_lm
     from espnet_mpq.planning.measure import KL_TOKENS
     from espnet_mpq.sensitivity.kl import KlMeter
 
     record = table.provenance if table is not None else {}
     record = {key: value for key, value in record.items() if value is not None}
-    given = None if args.text is None else (args.text, args.text_format)
-    own = _text_of(record, warn=given is None)
-    if given is None and own is None:
+    material = open_material_or_of_table(exp, args, record)
+    if material is None:
         return None
-    max_tokens = record.get("max_tokens", 10000) if args.max_tokens is None else args.max_tokens
-    seed = record.get("seed", 0) if args.seed is None else args.seed
-    text = open_text(exp, *(given or own), max_tokens, seed)
     exp.use_gpu(args.ngpu)
     n_tokens = args.rounding_tokens
     if n_tokens is None:
         n_tokens = record.get("rounding_tokens", ROUNDING_TOKENS)
     rounding = args.rounding or record.get("rounding", "nearest")
+    seed = record.get("seed", 0) if args.seed is None else args.seed
+    text = _text_of(record) or (args.text, args.text_format)
     return KlMeter(
-        judged_lm(exp, text, KL_TOKENS),
+        material.judge(KL_TOKENS),
         exp.weights,
         printed_form=table is not None and table.method == "kl_printed",
-        rounder=make_rounder(exp, rounding, n_tokens, (*(own or given), seed), args.ngpu),
+        rounder=make_rounder(exp, rounding, n_tokens, (*text, seed), args.ngpu),
     )
 
 
-def _text_of(record: Dict, warn: bool):
+def _text_of(record: Dict):
     """Path and format of the text that a table was measured on; None if it is not as it was."""
     from espnet_mpq.io import sha256_file
 
@@ -233,9 +250,6 @@ def _text_of(record: Dict, warn: bool):
     path = source.get("path")
     if path is not None and Path(path).is_file() and sha256_file(path) == source.get("sha256"):
         return path, record.get("text_format", "auto")
-    if warn and record:
-        found = "the table does not name its text" if path is None else f"{path} is not as it was"
-        LOG.warning("%s: give --text to measure the joint KL", found)
     return None
 
 
@@ -266,12 +280,13 @@ def format_summary(summary: Dict) -> str:
             + _with_error(summary["predicted"], summary["predicted_stderr"])
         )
     if summary["joint_kl"] is None:
-        lines.append("joint KL: not measured (give --text)")
+        lines.append("joint KL: not measured (give --text, or --data for a recogniser)")
     else:
         joint = _with_error(summary["joint_kl"], summary["joint_kl_stderr"])
         line = f"joint KL (measured): {joint}"
-        if summary["unit"] == "nats/token" and summary["predicted"] and summary["predicted"] > 0:
-            line += f", {summary['joint_kl'] / summary['predicted']:.2f} x the sum"
+        predicted = summary["predicted"]
+        if summary["unit"].startswith("nats/") and predicted and predicted > 0:
+            line += f", {summary['joint_kl'] / predicted:.2f} x the sum"
         lines.append(line)
     if summary.get("allocated_joint_kl") is not None:
         beside = [f"of the table's optimum {summary['allocated_joint_kl']:.3e}"]
@@ -296,9 +311,12 @@ def _head(args, summary) -> str:
 
 
 def _next_step(folder: Path, exp) -> str:
+    source, plan = quote(str(exp.config.parent)), quote(f"{folder}/plan.json")
+    pack = f"mpq pack --{exp.kind}_exp {source} --plan {plan}"
+    if exp.kind != "lm":
+        return f"next: {pack} --output_dir ..."
     return (
         "next: python -m espnet_mpq -m espnet2.bin.lm_train --config"
         f" {quote(f'{folder}/train_lm_mpq.yaml')} --init_param {quote(str(exp.checkpoint))} ... ,"
-        f" or without training: mpq pack --lm_exp {quote(str(exp.config.parent))}"
-        f" --plan {quote(f'{folder}/plan.json')} --output_dir ..."
+        f" or without training: {pack} --output_dir ..."
     )

@@ -1,4 +1,4 @@
-"""`mpq quantize`: from an fp LM to a packed LM in one command, and it goes on after a kill."""
+"""`mpq quantize`: from an fp model to a packed one in one command, and it goes on after a kill."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
+from espnet_mpq.bin.material import FILE_OPTIONS, MAX_SECONDS
 from espnet_mpq.bin.options import Parser, check_group, check_ngpu, parse, read_yaml
 from espnet_mpq.bin.rounding import ROUNDINGS
 from espnet_mpq.errors import InputError, WriteError
@@ -21,12 +22,14 @@ PLAN, MARK = Path("plan", "plan.json"), "quantize.json"  # in OUTPUT/work
 EXAMPLE = """example:
   mpq quantize exp/lm_train_lm --bits 2.0 --text dump/raw/lm_train.txt --output exp/lm_packed
   mpq quantize exp/lm_train_lm --bits 2.0 --text train.txt --output exp/lm_ptq --no_train
+  mpq quantize exp/asr_train --bits 4 --data dump/raw/dev --output exp/asr_ptq --no_train
 
 What it does: sensitivity (KL) -> plan (exact optimum) -> ADMM training by the host -> packing.
 Everything on the way is kept in OUTPUT/work (sensitivity.json, plan/, train/); the same command
 goes on where a killed one stopped. Then decode with
   python -m espnet_mpq -m espnet2.bin.asr_inference --lm_train_config OUTPUT/config.yaml \\
       --lm_file OUTPUT/packed.safetensors ...
+or, for a recogniser, with --asr_train_config and --asr_model_file.
 """
 
 
@@ -35,21 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("lm_exp", help="the fp LM's experiment folder (config.yaml and a checkpoint)")
+    add("exp", metavar="EXP", help="experiment folder of the fp LM or recogniser")
     add(
         "--bits",
         type=float,
         required=True,
-        help="budget in effective bits: all bytes of the packed file x 8 / weights of the LM; "
+        help="budget in effective bits: all bytes of the packed file x 8 / weights of the model; "
         "with --uniform the bits of every cluster: 1, 2, 3, 4 or 8",
     )
-    add("--text", required=True, help="training text: plain or `utt text` lines, .gz too")
-    add("--output", required=True, help="folder of the packed LM, an LM experiment for ESPnet")
+    add("--text", help="of an LM, training text: plain or `utt text` lines, .gz too")
+    add("--data", metavar="DIR", help="of a recogniser: folder with wav.scp and text")
+    add("--output", required=True, help="folder of the packed model, an experiment for ESPnet")
     add("--no_train", action="store_true", help="post-training quantization, a minute or two")
     add("--uniform", action="store_true", help="the same bits for every cluster")
     add("--valid_text", help="text for validation (default: 5%% of --text held out)")
     add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
-    add("--lm_file", help="checkpoint in lm_exp (default: valid.loss.best.pth, ...)")
+    add(*FILE_OPTIONS, dest="file", metavar="FILE", help="checkpoint inside EXP")
     add("--grid", choices=GRIDS, default="uniform")
     add("--tying", choices=TYINGS, default="row", help="what shares a scale")
     add("--group_size", type=int, help="columns per scale, for --tying group")
@@ -61,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how float weights come to the grid (default: second_order with --no_train, "
         "else nearest)",
     )
+    add("--max_seconds", type=float, default=MAX_SECONDS, help="speech the KL is measured on")
     add("--max_epoch", type=int, help="training epochs (default: as `mpq plan` suggests)")
     add(
         "--epoch_tokens",
@@ -79,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     from espnet_mpq.hosts.espnet.experiment.directory import check_output
     from espnet_mpq.lock import locked
 
-    check_output(Path(args.output), [Path(args.lm_exp)])
+    check_output(Path(args.output), [Path(args.exp)])
     try:
         with locked(args.output):
             _quantize(args, Path(args.output) / "work")
@@ -91,45 +96,40 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace, work: Path) -> None:
-    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp
+
+    exp = load_fp(args.exp, args.file)
+    name, other = ("data", "text") if exp.kind == "asr" else ("text", "data")
+    if getattr(args, name) is None or getattr(args, other) is not None:
+        raise InputError(
+            f"{exp.config} describes {'a recogniser' if exp.kind == 'asr' else 'an LM'}",
+            found=f"--{other}" if getattr(args, other) is not None else f"no --{name}",
+            expected=f"--{name}",
+        )
+    (_quantize_asr if exp.kind == "asr" else _quantize_lm)(args, exp, work)
+
+
+def _quantize_lm(args: argparse.Namespace, exp, work: Path) -> None:
     from espnet_mpq.hosts.espnet.lm.train import check_paths, train_lm
     from espnet_mpq.text import read_text, split_valid
 
     user_options = read_yaml(args.train_config) if args.train_config else {}
-    exp = load_fp_lm(args.lm_exp, args.lm_file)
     if not args.no_train:
         check_paths(work, exp.checkpoint)
     _check_own_plan(work)
-    _check_plan(args, exp, user_options)
+    _check_training(args, exp, user_options)
+    _check_budget(args, exp)
     train = valid = read_text(args.text, args.text_format)
     if args.valid_text:
         valid = read_text(args.valid_text, args.text_format)
     elif not args.no_train:
         train, valid = split_valid(train, args.seed)
-    fp_file = str(exp.checkpoint.resolve())
-    checkpoint = _words(lm_exp=args.lm_exp, lm_file=fp_file)
-    storage = _words(grid=args.grid, tying=args.tying, group_size=args.group_size)
     text = _words(text=args.text, text_format=args.text_format, seed=args.seed)
-    max_tokens = _words(max_tokens=args.sensitivity_tokens)
     rounding = _words(rounding=args.rounding or ("second_order" if args.no_train else "nearest"))
-
-    plan = ["plan", *checkpoint, *text, *max_tokens, *rounding]
-    plan += _words(output_dir=work / "plan")
-    if args.uniform:
-        plan += ["--uniform", str(int(args.bits)), *storage]
-    else:
-        table = work / "sensitivity.json"
-        words = ["sensitivity", *checkpoint, *text, *max_tokens, *storage, *rounding]
-        _step("sensitivity", words + _words(output=table))
-        plan += _words(sensitivity=table, budget=args.bits)
-    _mark_plan(work, None)  # from here on a plan in this folder is ours
-    _step("plan", plan + _words(train_config=args.train_config))
-    _mark_plan(work, sha256_file(work / PLAN))
-
-    pack = ["pack", *_words(output_dir=args.output, fp_exp=args.lm_exp, fp_file=fp_file)]
-    if args.no_train:
-        pack += [*checkpoint, *text, *rounding, *_words(plan=work / PLAN)]
-    else:
+    max_tokens = _words(max_tokens=args.sensitivity_tokens)
+    _make_plan(args, exp, work, [*text, *max_tokens, *rounding])
+    trained = None
+    if not args.no_train:
         print(f"== training (log: {work}/train/train.log)", file=sys.stderr, flush=True)
         trained = train_lm(
             exp,
@@ -143,13 +143,65 @@ def _quantize(args: argparse.Namespace, work: Path) -> None:
             ngpu=args.ngpu,
             seed=args.seed,
         )
-        pack += _words(lm_exp=trained)
-    _step("packing", pack)
+    _pack(args, exp, work, _words(lm_exp=trained) if trained else [*text, *rounding])
     if args.valid_text:
         name = args.valid_text
     else:
         name = args.text if args.no_train else f"{len(valid)} held-out sentences of {args.text}"
     _report(args, exp, valid, name)
+
+
+def _quantize_asr(args: argparse.Namespace, exp, work: Path) -> None:
+    from espnet_mpq.packed.receipt import format_receipt
+
+    if not args.no_train:
+        raise InputError(
+            "recognisers are quantized without training", found="no --no_train", todo="add it"
+        )
+    for option in ("train_config", "valid_text"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option} is for LMs", found=f"{exp.config}, a recogniser")
+    _check_own_plan(work)
+    _check_budget(args, exp)
+    data = _words(data=args.data, max_seconds=args.max_seconds, seed=args.seed)
+    rounding = _words(rounding=args.rounding)
+    _make_plan(args, exp, work, [*data, *rounding])
+    _pack(args, exp, work, rounding)
+    print(format_receipt(read_json(Path(args.output) / "receipt.json")))
+
+
+def _source(exp) -> List[str]:
+    """The experiment and its checkpoint as words of a command line."""
+    return _words(**{f"{exp.kind}_exp": exp.config.parent, "file": exp.checkpoint.resolve()})
+
+
+def _make_plan(args: argparse.Namespace, exp, work: Path, how: List[str]) -> None:
+    """Sensitivity, unless the bits are uniform, and the plan, in OUTPUT/work.
+
+    how: what to measure on and how to round, as words of a command line.
+    """
+    source = _source(exp)
+    storage = _words(grid=args.grid, tying=args.tying, group_size=args.group_size)
+    plan = ["plan", *source, *how, *_words(output_dir=work / "plan")]
+    if args.uniform:
+        plan += ["--uniform", str(int(args.bits)), *storage]
+    else:
+        table = work / "sensitivity.json"
+        words = ["sensitivity", *source, *how, *storage, *_words(output=table)]
+        _step("sensitivity", words)
+        plan += _words(sensitivity=table, budget=args.bits)
+    _mark_plan(work, None)  # from here on a plan in this folder is ours
+    _step("plan", plan + _words(train_config=args.train_config))
+    _mark_plan(work, sha256_file(work / PLAN))
+
+
+def _pack(args: argparse.Namespace, exp, work: Path, how: List[str]) -> None:
+    """Pack the trained experiment that ``how`` names, else the fp weights with the plan."""
+    folder, fp_file = exp.config.parent, exp.checkpoint.resolve()
+    pack = ["pack", *_words(output_dir=args.output, fp_exp=folder, fp_file=fp_file), *how]
+    if "--lm_exp" not in how:
+        pack += [*_source(exp), *_words(plan=work / PLAN)]
+    _step("packing", pack)
 
 
 def _words(**options: object) -> List[str]:
@@ -205,21 +257,31 @@ def _check_options(args: argparse.Namespace) -> None:
     check_ngpu(args.ngpu)
 
 
-def _check_plan(args: argparse.Namespace, exp, user_options) -> None:
-    """What would stop the later steps, said before the first: LM, grid, budget, train_config."""
+def _check_training(args: argparse.Namespace, exp, user_options) -> None:
+    """What would stop the training, said before the first step: LM, train_config."""
     from espnet_mpq.hosts.espnet.lm.train_config import train_settings
-    from espnet_mpq.packed.size import packed_size
+
+    if args.max_epoch is not None:
+        user_options = {**user_options, "max_epoch": args.max_epoch}
+    train_settings(exp, _smallest(args, exp), user_options)
+
+
+def _smallest(args: argparse.Namespace, exp):
     from espnet_mpq.plan import uniform_plan
 
     clusters = exp.architecture.clusters()
-    smallest = uniform_plan(clusters, 1, args.grid, args.tying, args.group_size)
-    if args.max_epoch is not None:
-        user_options = {**user_options, "max_epoch": args.max_epoch}
-    train_settings(exp, smallest, user_options)
-    least = packed_size(exp.architecture, smallest)
+    return uniform_plan(clusters, 1, args.grid, args.tying, args.group_size)
+
+
+def _check_budget(args: argparse.Namespace, exp) -> None:
+    """Raise InputError for a budget that the smallest file does not fit."""
+    from espnet_mpq.packed.size import packed_size
+
+    least = packed_size(exp.architecture, _smallest(args, exp))
     if not args.uniform and args.bits < least.effective_bits:
+        noun = "recogniser" if exp.kind == "asr" else "LM"
         raise InputError(
-            "the budget is too small for this LM (header, scales and biases count)",
+            f"the budget is too small for this {noun} (header, scales and biases count)",
             found=f"--bits {args.bits:g}",
             expected=f"at least {least.effective_bits:.4f}, which is {least.n_bytes} bytes",
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import random
 from typing import Optional
 
+from espnet_mpq.bin.material import open_text
 from espnet_mpq.errors import InputError
 
 LOG = logging.getLogger("espnet_mpq")
@@ -50,6 +50,12 @@ def make_rounder(exp, rounding: str, n_tokens: int, source, ngpu: int = 0):
 
     if rounding != "second_order":
         return None
+    if exp.kind != "lm":
+        raise InputError(
+            "second_order rounding is there for LMs alone",
+            found=f"{exp.config}, a recogniser",
+            todo="use --rounding nearest",
+        )
     path, text_format, seed = source
     # Another seed: as few of the sentences that a KL is measured on as can be.
     text = open_text(exp, path, text_format, n_tokens, seed + 1)
@@ -57,21 +63,3 @@ def make_rounder(exp, rounding: str, n_tokens: int, source, ngpu: int = 0):
     LOG.info("rounding with %d tokens of %d sentences", text.n_tokens, len(text))
     return Rounder(judged_lm(exp, text, KL_TOKENS), exp.weights)
 
-
-def open_text(exp, path, text_format: str, max_tokens: int, seed: int):
-    """TokenizedText of a random sample of sentences; tokenizes little more than the sample."""
-    from espnet_mpq.hosts.espnet.lm.tokenizer import tokenize
-    from espnet_mpq.text import read_text
-
-    sentences = read_text(path, text_format)
-    if max_tokens:
-        order = list(range(len(sentences)))
-        random.Random(seed).shuffle(order)
-        chosen, n_words = [], 0
-        for i in order:  # a word is at least one token, so these are enough
-            if n_words >= max_tokens:
-                break
-            chosen.append(i)
-            n_words += len(sentences[i][1].split())
-        sentences = [sentences[i] for i in sorted(chosen)]
-    return tokenize(exp, sentences).sample(max_tokens, seed)

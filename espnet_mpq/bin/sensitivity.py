@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import argparse
 
+from espnet_mpq.bin.material import (
+    add_exp_arguments,
+    add_material_arguments,
+    check_amounts,
+    open_material,
+)
 from espnet_mpq.bin.options import check_group, provenance
 from espnet_mpq.bin.rounding import (
     add_rounding_arguments,
     check_rounding_tokens,
     make_rounder,
-    open_text,
 )
 from espnet_mpq.errors import InputError
 
 METHODS = ("kl", "kl_printed", "hessian", "fisher")
 EXAMPLE = """example:
   mpq sensitivity --lm_exp exp/lm_train_lstm --text data/lm_train.txt --output sensitivity.json
+  mpq sensitivity --asr_exp exp/asr_train --data dump/raw/dev --output sensitivity.json
 as jobs of a recipe (JOB from 1 to 8, then once with --merge):
   mpq sensitivity --lm_exp exp/lm --text dump/raw/lm_train.txt --output s.json --job JOB --n_jobs 8
   mpq sensitivity --output s.json --merge 8
 An interrupted run goes on where it stopped when it is started again. Jobs share the entries (kl) or
 the probes (hessian, fisher).
 methods:
-  kl          KL(fp || quantized) per token, one cluster quantized: the measured harm itself
+  kl          KL(fp || quantized) per token, one cluster quantized: the measured harm itself; of
+              a recogniser per frame, its CTC and its decoder weighed as its own loss weighs them
   kl_printed  the paper's printed sum over observed words only (noisy, may be negative)
   hessian     1/2 (trace / weights) ||Q - W||^2 with the trace of the Hessian of the loss
   fisher      the same with the Fisher (Gauss-Newton) matrix, whose trace is never negative; faster
@@ -35,21 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     add = parser.add_argument
-    add("--lm_exp", help="experiment of the fp LM: config.yaml and a checkpoint")
-    add("--lm_file", help="checkpoint inside lm_exp (default: valid.loss.best.pth)")
-    add("--text", help="text to measure on, plain or `utt text` lines")
-    add("--text_format", choices=("auto", "plain", "kaldi"), default="auto")
+    add_exp_arguments(parser)
+    add_material_arguments(parser)
     add("--output", required=True, metavar="FILE.json", help="the sensitivity table")
     add("--bits", type=int, nargs="+", choices=CHOSEN_BITS, default=[1, 2, 4, 8])
     add_grid_arguments(parser)
     add_rounding_arguments(parser, "nearest")
-    add(
-        "--max_tokens",
-        type=int,
-        default=10000,
-        help="measure on a random sample of sentences with at most this many tokens, 0 = all"
-        " (default: %(default)s; the standard errors tell whether that is enough)",
-    )
     add("--method", choices=METHODS, default="kl", help="measure of harm, see below")
     add("--seed", type=int, default=0, help="of the sample of sentences and of the probes")
     add(
@@ -106,9 +104,10 @@ def main(args: argparse.Namespace) -> int:
             report_curvature(merged)
         print(f"{args.output}: {sum(map(len, merged.entries.values()))} entries")
         return 0
-    for option in ("lm_exp", "text"):
-        if getattr(args, option) is None:
-            raise InputError(f"--{option} is missing", todo="see mpq sensitivity --help")
+    if args.exp is None:
+        raise InputError("--lm_exp is missing", todo="or --asr_exp; see mpq sensitivity --help")
+    if args.text is None and args.data is None:
+        raise InputError("--text is missing", todo="or --data for a recogniser; see --help")
     output = args.output
     tables.select_shard([], args.job, args.n_jobs)
     if args.job is not None:
@@ -125,8 +124,7 @@ def measure_table(args: argparse.Namespace, output):
     Raises:
         InputError, MismatchError: as the readers, or the file is of another measurement.
     """
-    from espnet_mpq.hosts.espnet.experiment.opened import load_fp_lm
-    from espnet_mpq.hosts.espnet.lm.judged import judged_lm
+    from espnet_mpq.hosts.espnet.experiment.opened import load_fp
     from espnet_mpq.planning.measure import Probing, Wanted, fill_curvature, fill_kl
     from espnet_mpq.planning.storage import Storage
     from espnet_mpq.sensitivity import table as tables
@@ -135,8 +133,7 @@ def measure_table(args: argparse.Namespace, output):
         if args.method not in ("kl", "kl_printed"):
             raise InputError("--printed_form is a form of the KL", found=f"--method {args.method}")
         args.method = "kl_printed"
-    if args.max_tokens < 0:
-        raise InputError("--max_tokens", found=args.max_tokens, expected="at least 0")
+    check_amounts(args)
     if args.max_probes < 1:
         raise InputError("--max_probes", found=args.max_probes, expected="at least 1")
     if not args.precision >= 0:
@@ -154,16 +151,14 @@ def measure_table(args: argparse.Namespace, output):
     specs = {b: storage.spec(b) for b in bits}
     for spec in specs.values():
         spec.check("(all)")
-    exp = load_fp_lm(args.lm_exp, args.lm_file)
-    text = open_text(exp, args.text, args.text_format, args.max_tokens, args.seed)
+    exp = load_fp(args.exp, args.file)
+    material = open_material(exp, args, args.seed)
     weights = exp.weights
     files = {"config": exp.config, "checkpoint": exp.checkpoint, "text": args.text}
     record = provenance(args, files)
     record.update(
         exp.identity,
-        text_sha256=record["inputs"]["text"]["sha256"],
-        text_format=args.text_format,
-        max_tokens=args.max_tokens,
+        **material.record(),
         seed=args.seed,
         grid=args.grid,
         tying=args.tying,
@@ -171,9 +166,8 @@ def measure_table(args: argparse.Namespace, output):
         scale_dtype=storage.scale_dtype,
         clusters=list(weights.clusters),
         bits=bits,
-        n_tokens=text.n_tokens,
-        n_sentences=len(text),
     )
+    record["inputs"].update(material.inputs())
     if args.rounding != "nearest":
         record.update(rounding=args.rounding, rounding_tokens=args.rounding_tokens)
     if args.method in tables.CURVATURE:
@@ -182,9 +176,9 @@ def measure_table(args: argparse.Namespace, output):
     pairs = [(name, b) for name in weights.clusters for b in bits]
     wanted = Wanted(specs, tables.select_shard(pairs, args.job, args.n_jobs))
 
-    def judge(max_batch_tokens: int):
+    def judge(max_batch_rows: int):
         exp.use_gpu(args.ngpu)
-        return judged_lm(exp, text, max_batch_tokens)
+        return material.judge(max_batch_rows)
 
     if args.method in tables.CURVATURE:
         jobs = args.job or 1, args.n_jobs or 1

@@ -28,19 +28,19 @@ def check_vocabulary(packed: PackedModel, vocabulary: Vocabulary, path: str) -> 
 
 def check_model(packed: PackedModel, architecture: Architecture, plan: Plan, path: str) -> None:
     """Raise MismatchError unless the file has this architecture and plan; names what differs."""
-    found, expected = architecture.to_dict(), packed.architecture.to_dict()
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise MismatchError(
-                f"{path} does not fit lm_conf: {key}",
-                found=f"{found.get(key)!r} in lm_conf",
-                expected=f"{value!r} as in the file",
-                todo=AGAIN,
-            )
+    difference = architecture.first_difference(packed.architecture)
+    if difference is not None:
+        key, found, expected = difference
+        raise MismatchError(
+            f"{path} does not fit config.yaml: {key}",
+            found=f"{found} in config.yaml",
+            expected=f"{expected} as in the file",
+            todo=AGAIN,
+        )
     if plan.scale_dtype != packed.plan.scale_dtype:
         raise MismatchError(
-            f"{path} does not fit lm_conf: plan.scale_dtype",
-            found=f"{plan.scale_dtype!r} in lm_conf",
+            f"{path} does not fit config.yaml: plan.scale_dtype",
+            found=f"{plan.scale_dtype!r} in config.yaml",
             expected=f"{packed.plan.scale_dtype!r} as in the file",
             todo=AGAIN,
         )
@@ -48,8 +48,8 @@ def check_model(packed: PackedModel, architecture: Architecture, plan: Plan, pat
         if plan.clusters.get(name) != spec:
             other = plan.clusters.get(name)
             raise MismatchError(
-                f"{path} does not fit lm_conf: plan of cluster {name}",
-                found=f"{other.to_dict() if other else None} in lm_conf",
+                f"{path} does not fit config.yaml: plan of cluster {name}",
+                found=f"{other.to_dict() if other else None} in config.yaml",
                 expected=f"{spec.to_dict()} as in the file",
                 todo=AGAIN,
             )

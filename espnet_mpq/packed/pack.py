@@ -52,14 +52,14 @@ def check_weights(
     if set(weights) != set(shapes):
         extra, missing = sorted(set(weights) - set(shapes)), sorted(set(shapes) - set(weights))
         raise MismatchError(
-            "the checkpoint does not fit lm_conf",
+            "the checkpoint does not fit config.yaml",
             found=f"extra {extra[:4]}, missing {missing[:4]}",
             todo="give the checkpoint that was trained with this config.yaml",
         )
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != tuple(shape):
             raise MismatchError(
-                f"the checkpoint does not fit lm_conf: {name}",
+                f"the checkpoint does not fit config.yaml: {name}",
                 found=tuple(weights[name].shape),
                 expected=tuple(shape),
                 todo="give the checkpoint that was trained with this config.yaml",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Dict, List
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from espnet_mpq.packed.format import PackedModel
 from espnet_mpq.packed.tensors import cluster_tensors
 from espnet_mpq.plan import total_n_weights
+
+MOST_VECTORS = 60  # listed one by one in a table for people
 
 
 def receipt(packed: PackedModel) -> dict:
@@ -74,10 +76,24 @@ def times_smaller(compression: float) -> str:
     return f"{compression:.2f}x smaller"
 
 
+def _kept(rest: Sequence[Mapping]) -> List[Tuple[str, int, int]]:
+    """(name, weights, bytes) of what stays float: matrices one by one; vectors too, if few."""
+    vectors = [row for row in rest if len(row["shape"]) < 2]
+    one_by_one = rest if len(vectors) <= MOST_VECTORS else [r for r in rest if len(r["shape"]) > 1]
+    rows = [(row["parameter"], row["n_weights"], row["n_bytes"]) for row in one_by_one]
+    if len(one_by_one) < len(rest):
+        totals = (sum(row[key] for row in vectors) for key in ("n_weights", "n_bytes"))
+        rows.append((f"{len(vectors)} vectors (biases, norms, statistics)", *totals))
+    return rows
+
+
 def format_receipt(value: dict) -> str:
     """The receipt as a table for people; ends without a newline."""
+    names = [row["cluster"] for row in value["clusters"]]
+    names += [name for name, _, _ in _kept(value["rest"])]
+    width = max(22, *(len(name) + 1 for name in names))
     lines = [
-        f"{'cluster':<22}{'bits':>5} {'grid':<9}{'tying':<10}{'weights':>12}{'bytes':>12}"
+        f"{'cluster':<{width}}{'bits':>5} {'grid':<9}{'tying':<10}{'weights':>12}{'bytes':>12}"
         f"{'rel. error':>12}"
     ]
     for row in value["clusters"]:
@@ -85,20 +101,20 @@ def format_receipt(value: dict) -> str:
         if "group_size" in row:
             tying = f"{tying} {row['group_size']}"
         lines.append(
-            f"{row['cluster']:<22}{row['bits']:>5} {row.get('grid', 'float'):<9}{tying:<10}"
+            f"{row['cluster']:<{width}}{row['bits']:>5} {row.get('grid', 'float'):<9}{tying:<10}"
             f"{row['n_weights']:>12,}{row['n_bytes']:>12,}{row['relative_error']:>12.4g}"
         )
     for row in value["shared"]:
-        lines.append(f"{row['tensor']:<47}{'':>12}{row['n_bytes']:>12,}")
-    for row in value["rest"]:
+        lines.append(f"{row['tensor']:<{width + 25}}{'':>12}{row['n_bytes']:>12,}")
+    for name, n_weights, n_bytes in _kept(value["rest"]):
         lines.append(
-            f"{row['parameter']:<22}{32:>5} {'float':<9}{'-':<10}"
-            f"{row['n_weights']:>12,}{row['n_bytes']:>12,}{'kept':>12}"
+            f"{name:<{width}}{32:>5} {'float':<9}{'-':<10}"
+            f"{n_weights:>12,}{n_bytes:>12,}{'kept':>12}"
         )
     totals = value["totals"]
-    lines.append(f"{'header':<47}{'':>12}{totals['header_n_bytes']:>12,}")
-    lines.append(f"{'total':<47}{totals['n_weights']:>12,}{totals['n_bytes']:>12,}")
-    against = "the fp LM" if value["error_reference"] == "fp" else "the packed checkpoint"
+    lines.append(f"{'header':<{width + 25}}{'':>12}{totals['header_n_bytes']:>12,}")
+    lines.append(f"{'total':<{width + 25}}{totals['n_weights']:>12,}{totals['n_bytes']:>12,}")
+    against = "the fp model" if value["error_reference"] == "fp" else "the packed checkpoint"
     lines.append("")
     lines.append(f"effective bits   {totals['effective_bits']:.4f} (every stored byte counted)")
     lines.append(

@@ -83,10 +83,10 @@ def fill_kl(
     judged = judge(KL_TOKENS)
     is_printed = table.method == "kl_printed"
     meter = KlMeter(judged, weights, printed_form=is_printed, rounder=make_rounder())
-    LOG.info(
-        "measuring on %d tokens of %d sentences, fp perplexity %.2f",
-        *(meter.n_rows, judged.n_sentences, math.exp(min(meter.fp_nll_nats, 700.0))),
-    )
+    what = f"measuring on {_amount(judged)}"
+    if judged.has_targets:
+        what += f", fp perplexity {math.exp(min(meter.fp_nll_nats, 700.0)):.2f}"
+    LOG.info("%s", what)
     for name, bits in progress(todo, len(todo), "sensitivity"):
         scale_dtype = table.provenance["scale_dtype"]
         table.add(name, bits, meter.entry(name, wanted.specs[bits], scale_dtype))
@@ -117,8 +117,8 @@ def fill_curvature(
         judged = judge(PROBE_TOKENS)
         meter = METERS[table.method](judged, weights, probe=probing.probe, seed=probing.seed)
         LOG.info(
-            "at most %d probes on %d tokens of %d sentences, %d are there",
-            *(len(own), meter.n_rows, judged.n_sentences, len(curvature.samples)),
+            "at most %d probes on %s, %d are there",
+            *(len(own), _amount(judged), len(curvature.samples)),
         )
         for probe in progress(todo, len(todo), "probes"):
             curvature.samples[probe] = meter.sample(probe)
@@ -134,6 +134,11 @@ def fill_curvature(
             table.add_curvature_entry(name, bits, relative_error(mats, values))
     table.write(output)
     report_curvature(table, probing.precision if probing.n_jobs == 1 else None)
+
+
+def _amount(judged: Judged) -> str:
+    """ "9876 tokens of 543 sentences"."""
+    return f"{judged.n_rows:.0f} {judged.unit.split('/')[-1]}s of {judged.n_sentences} sentences"
 
 
 def report_curvature(table: SensitivityTable, precision: Optional[float] = None) -> None:

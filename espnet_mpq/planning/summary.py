@@ -10,6 +10,7 @@ from espnet_mpq.plan import Plan
 from espnet_mpq.planning.planner import Measured, Planner
 from espnet_mpq.planning.refine import Refined
 from espnet_mpq.search.allocate import pareto_front
+from espnet_mpq.sensitivity.provenance import UNITS
 
 
 def summarize(
@@ -17,8 +18,14 @@ def summarize(
     plan: Plan,
     joint: Optional[Measured] = None,
     refined: Optional[Refined] = None,
+    unit: str = UNITS[0],
 ) -> dict:
-    """Rows per cluster and totals, JSON-ready (no nan); ``refined``: how the plan was found."""
+    """Rows per cluster and totals, JSON-ready (no nan).
+
+    Args:
+        refined: how the plan was found.
+        unit: of the joint KL; harms have that of the table.
+    """
     architecture, table = planner.architecture, planner.table
     size = packed_size(architecture, plan)
     rows = []
@@ -44,7 +51,7 @@ def summarize(
         "header_n_bytes": size.header_n_bytes,
         "float_n_bytes": 4 * sum(math.prod(shape) for _, shape in architecture.rest()),
         "method": table.method if table is not None else None,
-        "unit": table.unit if table is not None else "nats/token",
+        "unit": table.unit if table is not None else unit,
         "predicted": planner.predicted(plan),
         # Upper bound: the entries share their sentences, so their errors are not independent.
         "predicted_stderr": None if None in stderrs else sum(stderrs),

@@ -17,7 +17,7 @@ FilePath = Union[str, Path]
 def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
     """Draw pareto.json: predicted harm over effective bits, the chosen plan marked.
 
-    The measured joint KL is drawn where the harms are of its unit, nats/token.
+    The measured joint KL is drawn where the harms are of its unit, nats per token or frame.
 
     Returns False, with a message, when matplotlib is not installed.
     Raises InputError or FormatError for a file that is no Pareto front.
@@ -37,7 +37,7 @@ def pareto_figure(pareto: FilePath, output: FilePath) -> bool:
     chosen = value.get("chosen")
     if chosen:
         axes.plot(chosen["effective_bits"], chosen["harm"], "o", label="chosen, predicted")
-        if chosen.get("joint_kl") is not None and value["unit"] == "nats/token":
+        if chosen.get("joint_kl") is not None and value["unit"].startswith("nats/"):
             axes.errorbar(
                 chosen["effective_bits"],
                 chosen["joint_kl"],

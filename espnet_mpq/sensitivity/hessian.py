@@ -45,7 +45,7 @@ class TraceMeter:
         self._names, self.parameters = list(named), list(named.values())
         self.n_rows = judged.n_rows
         if not self.n_rows:
-            raise InputError("no token to measure on", todo="give a text with sentences")
+            raise InputError("no token or frame to measure on", todo="give text or speech")
 
     def sample(self, probe: int) -> Dict[str, float]:
         """Sample number ``probe``: cluster -> unbiased sample of the trace, from one pass."""
@@ -95,6 +95,12 @@ class HessianMeter(TraceMeter):
         self, judged: Judged, weights: ClusterWeights, loss: Optional[Loss] = None, **options
     ):
         super().__init__(judged, weights, **options)
+        if loss is None and not judged.has_targets:
+            raise InputError(
+                "the Hessian needs a loss, and these rows have no targets",
+                found="the frames of a recogniser",
+                todo="use --method fisher, which needs none",
+            )
         self._loss = loss or judged.cross_entropy
 
     def sample(self, probe: int) -> Dict[str, float]:
@@ -150,6 +156,9 @@ class FisherMeter(TraceMeter):
             p = torch.softmax(logits.detach(), dim=-1)
             a = p.sqrt() * draw(batch, logits)
             a = a - p * a.sum(-1, keepdim=True)
+            weights = self.judged.batches[batch].row_weights
+            if weights is not None:  # the matrix of a weighted sum over rows
+                a = a * weights.sqrt().to(a.dtype)[:, None]
             gradients = gradient(logits, self.parameters, grad_outputs=a)
             return [g.square() for g in gradients]
 

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 import torch
 
 from espnet_mpq.clusters import Cluster
 
-Layer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Layer = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of a model and which of its output rows count.
+    """Inputs of a model and which of its output rows are judged.
 
     Attributes:
-        inputs: what the first stage takes: token ids (B, T), frames (B, T, D).
-        mask: bool (B, T) or (B, T, U): the rows that count, one sentence per B.
+        inputs: what the first stage takes: token ids (B, T), frames (B, T, D); anything with
+            ``to(device)``.
+        mask: bool (B, T) or (B, T, U): the rows that are judged, one sentence per B.
         targets: int64 of the shape of ``mask``; None where the measure needs none.
+        weights: float of the shape of ``mask``: what the harm of a row is multiplied by; None: 1.
+        counts: float of the shape of ``mask``: how many of the unit (tokens, frames) a row stands
+            for when harms are divided by their number; None: 1.
     """
 
-    inputs: torch.Tensor
+    inputs: Any
     mask: torch.Tensor
     targets: Optional[torch.Tensor] = None
+    weights: Optional[torch.Tensor] = None
+    counts: Optional[torch.Tensor] = None
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Output (B, T, H) -> the N rows that count (N, H)."""
+        """Output (B, T, H) -> the N rows that are judged (N, H)."""
         return x[self.mask]
 
     @property
-    def n_rows(self) -> int:
-        return int(self.mask.sum())
+    def n_rows(self) -> float:
+        """Of the unit that harms are divided by; whole unless ``counts`` says otherwise."""
+        return int(self.mask.sum()) if self.counts is None else float(self.row_counts.sum())
+
+    @property
+    def row_counts(self) -> torch.Tensor:
+        """float64 (N,)."""
+        ones = self.mask.new_ones(self.mask.shape) if self.counts is None else self.counts
+        return ones[self.mask].double()
+
+    @property
+    def row_weights(self) -> Optional[torch.Tensor]:
+        """float (N,), None where all are 1."""
+        return None if self.weights is None else self.weights[self.mask]
 
     @property
     def sentence(self) -> torch.Tensor:
@@ -45,8 +63,8 @@ class Batch:
         return None if self.targets is None else self.targets[self.mask]
 
     def to(self, device: torch.device) -> "Batch":
-        targets = None if self.targets is None else self.targets.to(device)
-        return Batch(self.inputs.to(device), self.mask.to(device), targets)
+        moved = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if value is None else value.to(device) for value in moved))
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,8 @@ class Stages:
     """The same function as the model's forward pass, cut where activations can be kept.
 
     Attributes:
-        layers: (x, inputs) -> x. The first gets x = inputs; the others activations (B, T, H).
+        layers: (x, inputs) -> x. The first gets x = inputs; the last gives activations (B, T, H),
+            those between may hand on anything.
             Each reads its weights from the model when it is called.
         output: activations of some rows (N, H) -> logits (N, V).
         first: cluster name -> index of the first stage that uses it; len(layers) is the output.
@@ -64,7 +83,7 @@ class Stages:
     output: Callable[[torch.Tensor], torch.Tensor]
     first: Mapping[str, int]
 
-    def run(self, x: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
+    def run(self, x: Any, inputs: Any, start: int = 0) -> Any:
         """``x`` entering stage ``start`` -> what enters the output stage."""
         for layer in self.layers[start:]:
             x = layer(x, inputs)
@@ -102,8 +121,13 @@ class Judged:
         return cls(module, stages, [batch.to(device) for batch in batches], unit)
 
     @property
-    def n_rows(self) -> int:
+    def n_rows(self) -> float:
+        """Of the unit; see Batch.n_rows."""
         return sum(batch.n_rows for batch in self.batches)
+
+    @property
+    def has_targets(self) -> bool:
+        return all(batch.targets is not None for batch in self.batches)
 
     @property
     def n_sentences(self) -> int:

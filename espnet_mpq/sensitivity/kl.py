@@ -65,9 +65,10 @@ class KlMeter:
         self._batches, self._stages = judged.batches, judged.stages
         self.printed_form = printed_form
         self.n_rows = judged.n_rows
+        self._n_judged = sum(int(batch.mask.sum()) for batch in judged.batches)
         if not self.n_rows:
-            raise InputError("no token to measure on", todo="give a text with sentences")
-        if printed_form and any(batch.targets is None for batch in self._batches):
+            raise InputError("no token or frame to measure on", todo="give text or speech")
+        if printed_form and not judged.has_targets:
             raise InputError("the printed form needs targets", found="batches without them")
         self._inputs = [batch.inputs for batch in self._batches]
         self._kept = (0, self._inputs)
@@ -106,7 +107,7 @@ class KlMeter:
         return nll / self.n_rows
 
     def _total_n_bytes(self, rows: torch.Tensor) -> int:
-        return rows.element_size() * self.n_rows * (rows.numel() // len(rows))
+        return rows.element_size() * self._n_judged * (rows.numel() // len(rows))
 
     def _log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, V) float32 of what enters the output stage."""
@@ -164,9 +165,11 @@ class KlMeter:
                     hidden = batch.rows(self._stages.run(entering[k], inputs, start))
                     per_row = self._divergence(log_p, hidden, batch.row_targets).double()
                     n_sentences, sentence = len(batch.mask), batch.sentence
-                    total = per_row.new_zeros(n_sentences).index_add_(0, sentence, per_row)
-                    sums += total.tolist()
-                    counts += torch.bincount(sentence, minlength=n_sentences).tolist()
+                    if batch.weights is not None:
+                        per_row = per_row * batch.row_weights
+                    zeros = per_row.new_zeros(n_sentences)
+                    sums += zeros.index_add(0, sentence, per_row).tolist()
+                    counts += zeros.index_add(0, sentence, batch.row_counts).tolist()
             finally:
                 write(fp, fp_biases)
         return ratio_of_sums(sums, counts)

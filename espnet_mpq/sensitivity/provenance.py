@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Mapping, Tuple
 
-from espnet_mpq.fields import is_count, is_in, is_integer, is_list, is_text, need
+from espnet_mpq.fields import is_count, is_in, is_integer, is_list, is_number, is_text, need
 from espnet_mpq.plan import BITS, GRIDS, SCALE_N_BYTES, TYINGS
 
 PROBES = ("rademacher", "gaussian")
 TRACES = ("average", "plain")
 ROUNDINGS = ("nearest", "second_order")
+UNITS = ("nats/token", "nats/frame")
 # What two runs must share for their entries to stand in one table.
 IDENTITY = (
     "checkpoint_sha256",
@@ -18,6 +19,9 @@ IDENTITY = (
     "text_sha256",
     "text_format",
     "max_tokens",
+    "data_sha256",
+    "max_seconds",
+    "unit",
     "seed",
     "grid",
     "tying",
@@ -37,6 +41,9 @@ WORDS = {
     "text_sha256": "measured on another text",
     "text_format": "the text was read in another format",
     "max_tokens": "measured on another number of tokens",
+    "data_sha256": "measured on other speech",
+    "max_seconds": "measured on another amount of speech",
+    "unit": "measured in another unit",
     "seed": "measured on another sample of sentences",
     "grid": "made for another grid",
     "tying": "made for another tying of scales",
@@ -46,7 +53,7 @@ WORDS = {
     "trace": "made from another form of the trace",
     "rounding": "measured with another rounding",
     "rounding_tokens": "rounded with another number of tokens",
-    "clusters": "made for an LM with other clusters",
+    "clusters": "made for a model with other clusters",
 }
 
 
@@ -70,6 +77,8 @@ PROVENANCE = {
     **{key: (is_text, "a string") for key in IDENTITY if key.endswith("_sha256")},
     "text_format": (is_text, "a string"),
     "max_tokens": (is_count, "an integer, at least 0"),
+    "max_seconds": (lambda value: is_number(value) and value >= 0, "a number, at least 0"),
+    "unit": (is_in(UNITS), " or ".join(UNITS)),
     "seed": (is_integer, "an integer"),
     "group_size": (is_count, "an integer"),
     "grid": (is_in(GRIDS), " or ".join(GRIDS)),

@@ -12,7 +12,7 @@ from espnet_mpq.fields import is_in, is_number, need
 from espnet_mpq.io import read_json, write_json
 from espnet_mpq.plan import BITS
 from espnet_mpq.sensitivity.curvature import Curvature
-from espnet_mpq.sensitivity.provenance import IDENTITY, WORDS, apart, check_provenance, short
+from espnet_mpq.sensitivity.provenance import IDENTITY, UNITS, WORDS, apart, check_provenance, short
 
 FORMAT = "espnet_mpq.sensitivity"
 VERSION = 1
@@ -29,7 +29,7 @@ ENTRY = "{harm, stderr, relative_mse}"
 class Entry:
     """Harm of one cluster at one bit-width.
 
-    harm in nats/token; stderr its standard error (nan: one sentence only);
+    harm in nats per token or frame; stderr its standard error (nan: one sentence only);
     relative_mse = ||w - q||^2 / ||w||^2 of the cluster's weights.
     """
 
@@ -70,7 +70,8 @@ class SensitivityTable:
         """Of the harms; of the method nas they are -ln p of the bits, which is no loss."""
         if self.method == "nas":
             return "nats"
-        return "none" if self.provenance.get("trace") == "plain" else "nats/token"
+        plain = self.provenance.get("trace") == "plain"
+        return "none" if plain else self.provenance.get("unit", UNITS[0])
 
     def has(self, cluster: str, bits: int) -> bool:
         return bits in self.entries.get(cluster, {})

@@ -28,7 +28,8 @@ from typing import Dict, List, Optional, Sequence
 
 import torch
 
-from espnet_mpq.bin.rounding import make_rounder, open_text
+from espnet_mpq.bin.material import open_text
+from espnet_mpq.bin.rounding import make_rounder
 from espnet_mpq.plan import uniform_plan
 from espnet_mpq.training.on_grid import project, stored_mats
 

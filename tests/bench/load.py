@@ -41,7 +41,7 @@ def prepare(arch: Architecture, work: Path) -> Dict[str, Path]:
         state = {f"lm.{name}": value for name, value in float_weights(arch).items()}
         torch.save(state, fp / FP_FILE)
         plan = uniform(arch, ClusterSpec(2))
-        pack_experiment(fp, packed, plan=plan, lm_file=FP_FILE)
+        pack_experiment(fp, packed, plan=plan, file=FP_FILE)
     return {"fp32": fp, "2 bit": packed}
 
 

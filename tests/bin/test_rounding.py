@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from espnet_mpq.bin import mpq
-from espnet_mpq.bin.rounding import make_rounder, open_text
+from espnet_mpq.bin.material import open_text
+from espnet_mpq.bin.rounding import make_rounder
 from espnet_mpq.packed.dequantize import dequantize
 from espnet_mpq.packed.format import load_packed
 from espnet_mpq.plan import Plan, uniform_plan

@@ -290,13 +290,13 @@ def test_wrong_architecture_or_plan(small, tmp_path):
     for key, value in [("nhid", 5), ("rnn_type", "rnn_relu"), ("unit", 6), ("nlayers", 2)]:
         other = type(arch)(**{**dataclasses.asdict(arch), key: value})
         runtime = PackedRnn(other, uniform(other, ClusterSpec(2)))
-        with pytest.raises(MismatchError, match=f"{key}.*{value!r} in lm_conf.*in the file"):
+        with pytest.raises(MismatchError, match=f"{key}.*{value!r} in config.yaml.*in the file"):
             load_into(runtime, path, vocabulary(tokens(6)))
         assert not runtime.filled
     specs = {**packed.plan.clusters, "output": ClusterSpec(8)}
     for plan in (Plan(specs), Plan(packed.plan.clusters, "float32")):
         runtime = PackedRnn(arch, plan)
-        with pytest.raises(MismatchError, match="lm_conf"):
+        with pytest.raises(MismatchError, match="config.yaml"):
             load_into(runtime, path, vocabulary(tokens(6)))
     with pytest.raises(MismatchError, match="another kind: found LSTM; expected the runtime of"):
         load_into(torch.nn.LSTM(2, 2), path, vocabulary(tokens(6)))

@@ -202,7 +202,7 @@ def test_what_is_refused():
     runtime, _ = filled(arch, uniform(arch, ClusterSpec(2)))
     with pytest.raises(InputError, match="from their start"):
         runtime.logits(some_ids(arch, 1, 3), [()])
-    with pytest.raises(MismatchError, match="lm_conf: layer: found 2 in lm_conf; expected 1"):
+    with pytest.raises(MismatchError, match="layer: found 2 in config.yaml; expected 1"):
         runtime.load(
             packed_model(transformer(layer=1), uniform(transformer(layer=1), ClusterSpec(2)))
         )

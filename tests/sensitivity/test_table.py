@@ -24,6 +24,7 @@ def record(**changes):
     values = {key: hashlib.sha256(key.encode()).hexdigest() for key in IDENTITY}
     values.update(text_format="plain", max_tokens=1000, seed=7, grid="uniform", tying="group")
     values.update(group_size=16, scale_dtype="float16", probe="gaussian", trace="average")
+    values.update(max_seconds=2.5, unit="nats/token")
     return {**values, "clusters": ["x", "y"], "bits": [1, 2], **changes}
 
 
@@ -55,6 +56,8 @@ def test_open_goes_on_with_the_same_measurement(tmp_path):
 OTHERS = {
     "text_format": ("kaldi", "'plain' in {}, 'kaldi' in this run"),
     "max_tokens": (50, "1000 in {}, 50 in this run"),
+    "max_seconds": (1, "2.5 in {}, 1 in this run"),
+    "unit": ("nats/frame", "'nats/token' in {}, 'nats/frame' in this run"),
     "seed": (8, "7 in {}, 8 in this run"),
     "grid": ("paper", "'uniform' in {}, 'paper' in this run"),
     "tying": ("row", "'group' in {}, 'row' in this run"),
@@ -207,3 +210,15 @@ def test_merge_gathers_shards_and_names_what_is_missing(tmp_path):
     SensitivityTable(record(seed=9)).write(shard_path(path, 2))
     with pytest.raises(MismatchError, match="seed"):
         merge(path, 2)
+
+
+def test_units_are_those_of_the_record(tmp_path):
+    """A table of a recogniser is in nats/frame, and no other unit can be written into it."""
+    table = SensitivityTable(record(unit="nats/frame"), "kl")
+    table.write(tmp_path / "t.json")
+    assert SensitivityTable.read(tmp_path / "t.json").unit == "nats/frame"
+    value = json.loads((tmp_path / "t.json").read_text())
+    with pytest.raises(FormatError, match="malformed unit: found 'nats/token'"):
+        SensitivityTable.from_dict({**value, "unit": "nats/token"}, "t.json")
+    with pytest.raises(FormatError, match="malformed unit: found 'bits'"):
+        SensitivityTable.from_dict({**value, "provenance": record(unit="bits")}, "t.json")

@@ -1,4 +1,4 @@
-"""Reads config.yaml of an LM experiment of the host, and refuses what no LM can be made of."""
+"""Reads config.yaml of an experiment of the host, and refuses what no model can be made of."""
 
 from __future__ import annotations
 
@@ -8,21 +8,9 @@ from typing import Mapping
 
 from espnet_mpq.errors import InputError, near_matches
 from espnet_mpq.file_kind import refuse_unfetched
-from espnet_mpq.hosts.espnet import families
+from espnet_mpq.hosts.espnet.kinds import FORM, Kind, kind_of
 
-NEEDED = (families.OPTION, families.CONF, "token_list")
-AS_WRITTEN = "the config.yaml that lm_train wrote"
 FROM_HOST = {"self", "lm", "vocab_size"}  # arguments that do not come from config.yaml
-NULL = type(None)
-# Key -> (types, in words); a key may be absent, but for NEEDED.
-FORM = {
-    **dict.fromkeys(("lm", "model"), ((str,), "the name of a class")),
-    **dict.fromkeys(("lm_conf", "model_conf"), ((dict,), "keys and values")),
-    **dict.fromkeys(("optim_conf", "scheduler_conf"), ((dict, NULL), "keys and values")),
-    **dict.fromkeys(("token_type", "bpemodel", "g2p", "init"), ((str, NULL), "text or null")),
-    **dict.fromkeys(("cleaner", "non_linguistic_symbols"), ((str, list, NULL), "text or a list")),
-    "max_epoch": ((int, NULL), "a whole number"),
-}
 
 
 def find_config(folder: Path) -> Path:
@@ -30,15 +18,16 @@ def find_config(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(
             f"{folder} is not a folder",
-            expected="an LM experiment (--lm_exp exp/lm_...) with config.yaml and a checkpoint",
+            expected="an experiment (exp/lm_..., exp/asr_...) with config.yaml and a checkpoint",
         )
     config = folder / "config.yaml"
     refuse_unfetched(config)
     if not config.is_file():
         raise InputError(
-            f"{folder} is not an LM experiment: no config.yaml",
+            f"{folder} is not an experiment: no config.yaml",
             found=listing(folder),
-            expected="config.yaml and valid.loss.best.pth, as lm_train leaves them",
+            expected="config.yaml and valid.loss.best.pth, as lm_train leaves them, or those of "
+            "asr_train",
         )
     return config
 
@@ -53,7 +42,7 @@ def read_config(config: Path) -> dict:
     """config.yaml of an experiment as a dict, ``token_list`` as the list of tokens.
 
     Raises:
-        InputError: unreadable, not of an LM, or a value of a wrong type.
+        InputError: unreadable, of no known kind, or a value of a wrong type.
     """
     import yaml
 
@@ -65,31 +54,26 @@ def read_config(config: Path) -> dict:
         is_text = not isinstance(error, UnicodeDecodeError)
         todo = "put quotes around texts that look like dates" if is_text else None
         raise InputError(f"{config} cannot be read as YAML", found=error, todo=todo) from error
-    missing = [k for k in NEEDED if not isinstance(settings, dict) or k not in settings]
-    if missing:
-        raise InputError(
-            f"{config} is not the configuration of an LM",
-            found=f"no {', '.join(missing)}",
-            expected=AS_WRITTEN,
-        )
-    for key, (types, expected) in FORM.items():
+    try:
+        kind = kind_of(settings)
+    except InputError as error:
+        raise error.at(config) from error
+    for key, (types, expected) in {**FORM, **kind.form}.items():
         if key in settings and not isinstance(settings[key], types):
             raise InputError(
                 f"{config}: malformed {key}",
                 found=repr(settings[key])[:80],
                 expected=expected,
-                todo="give " + AS_WRITTEN,
+                todo=f"give the config.yaml that {kind.train} wrote",
             )
     settings["token_list"] = read_token_list(config, settings["token_list"])
-    for key in ("lm", "model"):  # the host compares them in lower case
-        if key in settings:
+    for key in kind.class_options:  # the host compares them in lower case
+        if settings.get(key) is not None:
             settings[key] = settings[key].lower()
-    if settings.get("model") == "lm_multitask":
-        raise InputError(
-            f"{config}: multitask LMs are not supported",
-            found="model: lm_multitask, whose sentences begin with the name of a task",
-            expected="model: lm, whose sentences begin with <sos/eos>",
-        )
+    try:
+        kind.check(settings)
+    except InputError as error:
+        raise error.at(config) from error
     return settings
 
 
@@ -115,18 +99,19 @@ def check_keys(config: Path, option: str, conf: Mapping, cls: type) -> None:
         raise InputError(f"{config}: keys of {option} are missing", found=found)
 
 
-def check_sizes(config: Path, settings: Mapping) -> None:
-    """Raise InputError for an ``lm_conf`` of which no LM can be made."""
-    name, conf = settings[families.OPTION], settings[families.CONF]
-    for key, value in conf.items():
-        if key.endswith("dropout_rate") and not isinstance(value, (int, float)):
-            what = f"{config}: {families.CONF}.{key}"
-            raise InputError(what, found=repr(value), expected="a number")
-    if families.find_family(name) is not None:
-        try:
-            families.architecture_of(name, conf, len(settings["token_list"]))
-        except InputError as error:
-            raise error.at(config) from error
+def check_classes(config: Path, kind: Kind, settings: Mapping) -> None:
+    """Raise InputError for names of classes that the host does not have, and keys of an LM's."""
+    for option, choices in kind.choices().items():
+        choice = settings.get(option, choices.default)
+        if choice is not None and choice not in choices.classes:
+            raise InputError(
+                f"{config} names an unknown {option} class",
+                found=f"{option}: {choice}",
+                todo=near_matches(choice, choices.classes),
+            )
+        if choice is not None and kind.has_plain_keys:
+            conf = settings.get(f"{option}_conf", {})
+            check_keys(config, f"{option}_conf", conf, choices.classes[choice])
 
 
 def read_token_list(config: Path, value: object) -> list:
@@ -146,13 +131,13 @@ def read_token_list(config: Path, value: object) -> list:
             raise InputError(
                 f"the token_list file of {config} cannot be read",
                 found=f"{value}: {getattr(error, 'strerror', None) or error}",
-                todo="run this in the recipe folder, where the LM was trained",
+                todo="run this in the recipe folder, where the model was trained",
             ) from error
     if not isinstance(value, list):
         raise InputError(
             f"{config} has no token list",
             found=repr(value)[:80],
-            expected="a list of tokens, as lm_train writes it, or the path of tokens.txt",
+            expected="a list of tokens, as the host writes it, or the path of tokens.txt",
         )
     odd = [k for k, token in enumerate(value) if not isinstance(token, str)]
     if odd:
@@ -161,7 +146,7 @@ def read_token_list(config: Path, value: object) -> list:
             f"{config}: token_list, entry {odd[0]} is {str(value[odd[0]])[:40]}{also}",
             found=f"{type(value[odd[0]]).__name__}, not text",
             expected="text",
-            todo="put quotes around it, as lm_train does: YAML reads bare yes, no, on, off, null, "
+            todo="put quotes around it, as the host does: YAML reads bare yes, no, on, off, null, "
             "numbers and dates as other things",
         )
     return value

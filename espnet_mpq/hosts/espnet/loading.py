@@ -7,16 +7,17 @@ from pathlib import Path
 
 from espnet_mpq.errors import InputError, MismatchError
 from espnet_mpq.hosts.espnet import families
-from espnet_mpq.hosts.espnet.config_file import check_keys, read_config
+from espnet_mpq.hosts.espnet.config_file import check_classes, read_config
+from espnet_mpq.hosts.espnet.kinds import Kind
 from espnet_mpq.packed.load import load_into
 
 
-def build_packed(cls, config_file, model_file, device: str):
-    """Build the packed LM that config.yaml describes and load it strictly.
+def build_packed(cls, kind: Kind, config_file, model_file, device: str):
+    """Build the packed model that config.yaml describes and load it strictly.
 
     Raises:
         InputError: a file is missing or cannot be read, the configuration lacks the plan or has
-            keys of another family; MismatchError: the configuration is of another LM;
+            keys of another family; MismatchError: the configuration is of another model;
         FormatError: the packed file is damaged.
     """
     model_file = Path(model_file)
@@ -28,20 +29,17 @@ def build_packed(cls, config_file, model_file, device: str):
                 expected="a directory written by `mpq pack`: config.yaml and packed.safetensors",
             )
     settings = read_config(config_file)
-    name = settings[families.OPTION]
-    if not families.is_packed(name):
+    if not kind.is_packed(settings):
         raise MismatchError(
-            f"{model_file} is a packed LM, but {config_file} describes another",
-            found=f"lm: {name}",
-            expected="lm: " + " or ".join(families.PACKED),
+            f"{model_file} is a packed {kind.noun}, but {config_file} describes another",
+            found=kind.described(settings),
+            expected=" or ".join(kind.packed_names),
             todo=f"use {model_file.parent / 'config.yaml'}, which `mpq pack` wrote with it",
         )
-    from espnet2.tasks.lm import lm_choices
-
-    check_keys(config_file, families.CONF, settings[families.CONF], lm_choices.classes[name])
+    check_classes(config_file, kind, settings)
     args = argparse.Namespace(**settings)
     model = cls.build_model(args)
-    runtime = model.get_submodule(families.PREFIX.rstrip("."))
+    runtime = model.get_submodule(kind.prefix.rstrip("."))
     load_into(runtime, model_file, families.vocabulary(args.token_list))
     model.to(device)
     return model, args

@@ -7,12 +7,13 @@ import functools
 import importlib
 import logging
 from pathlib import Path
-from typing import Optional, Union
+from typing import Mapping, Optional, Tuple, Union
 
 from espnet_mpq.errors import HostError, InputError, MismatchError
 from espnet_mpq.hosts.espnet.config_file import check_keys
 from espnet_mpq.hosts.espnet.environment.espnet import check_host, prepare_host
-from espnet_mpq.hosts.espnet.families import CLASSES, CONF, OPTION, is_ours, is_packed
+from espnet_mpq.hosts.espnet.families import CLASSES, CONF, OPTION, is_ours
+from espnet_mpq.hosts.espnet.kinds import ASR, KINDS, LM, Kind, load_class
 from espnet_mpq.hosts.espnet.loading import build_packed
 from espnet_mpq.hosts.espnet.recogniser import check_recogniser, remember_recogniser
 from espnet_mpq.state_file import check_file
@@ -20,47 +21,67 @@ from espnet_mpq.state_file import check_file
 LOG = logging.getLogger("espnet_mpq")
 MODEL_CLASSES = {"mpq_lm": ("lm.model", "MpqLanguageModel")}
 TRAINER = ("training.trainer", "MpqTrainer")
-# What we rely on in espnet2.tasks.lm: dotted attribute -> what it is for.
+# What we rely on in the module of a task: dotted attribute -> what it is for.
 NEEDED = {
-    "lm_choices.classes": "the list of LM classes (--lm)",
-    "model_choices.classes": "the list of LM models (--model)",
-    "LMTask.trainer": "the trainer of LMs",
-    "LMTask.main_worker": "training one process of an LM",
-    "LMTask.build_model": "building an LM from its configuration",
-    "LMTask.build_model_from_file": "loading an LM for decoding",
-    "LMTask.build_preprocess_fn": "turning text into tokens",
+    LM.name: {
+        "lm_choices.classes": "the list of LM classes (--lm)",
+        "model_choices.classes": "the list of LM models (--model)",
+        "LMTask.trainer": "the trainer of LMs",
+        "LMTask.main_worker": "training one process of an LM",
+        "LMTask.build_model": "building an LM from its configuration",
+        "LMTask.build_model_from_file": "loading an LM for decoding",
+        "LMTask.build_preprocess_fn": "turning text into tokens",
+    },
+    ASR.name: {
+        "model_choices.classes": "the list of recognisers (--model)",
+        "encoder_choices.classes": "the list of encoders",
+        "decoder_choices.classes": "the list of decoders",
+        "ASRTask.build_model": "building a recogniser from its configuration",
+        "ASRTask.build_model_from_file": "loading a recogniser for decoding",
+        "ASRTask.build_preprocess_fn": "turning transcripts into tokens",
+    },
 }
 
 
-def register() -> None:
-    """Register LM classes, model, trainer and the loader of packed files. Idempotent.
+def register(*kinds: str) -> None:
+    """Register model classes, trainer and the loader of packed files. Idempotent.
 
     Without any mpq option the host goes on as before: its own choices stay the defaults and
     the trainer and the loader hand over to the host's.
+
+    Args:
+        kinds: names of kinds.KINDS; none: all of them. Importing the host's task of recognisers
+            takes seconds, which programs of language models need not spend.
 
     Raises:
         HostError: ESPnet is missing, too old, does not import, or lacks something we need.
     """
     prepare_host()
-    task = _import_task()
-    for choices, classes in (
-        (task.lm_choices, CLASSES),
-        (task.model_choices, MODEL_CLASSES),
-    ):
-        for choice, place in classes.items():
-            if choice not in choices.classes:
-                choices.classes[choice] = _load_class(*place)
-    trainer = _load_class(*TRAINER)
-    if task.LMTask.trainer is not trainer:
-        if not issubclass(trainer, task.LMTask.trainer):
+    for name in kinds or KINDS:
+        kind = KINDS[name]
+        host = _import_task(kind)
+        task = getattr(host, kind.task)
+        if kind is LM:
+            _register_training(host)
+        else:
+            _add_classes(host.model_choices, kind.classes)
+        if not hasattr(task.build_model_from_file, "mpq_original"):
+            task.build_model_from_file = _wrap_loader(task.build_model_from_file, kind)
+
+
+def _register_training(host) -> None:
+    """The classes that train language models, and their trainer."""
+    _add_classes(host.lm_choices, CLASSES)
+    _add_classes(host.model_choices, MODEL_CLASSES)
+    trainer = load_class(*TRAINER)
+    if host.LMTask.trainer is not trainer:
+        if not issubclass(trainer, host.LMTask.trainer):
             LOG.warning(
-                "replacing %s, which another plugin set as trainer of LMs", task.LMTask.trainer
+                "replacing %s, which another plugin set as trainer of LMs", host.LMTask.trainer
             )
-        task.LMTask.trainer = trainer
-    if not hasattr(task.LMTask.build_model_from_file, "mpq_original"):
-        task.LMTask.build_model_from_file = _wrap_loader(task.LMTask.build_model_from_file)
-    if not hasattr(task.LMTask.main_worker, "mpq_original"):
-        task.LMTask.main_worker = _wrap_worker(task.LMTask.main_worker)
+        host.LMTask.trainer = trainer
+    if not hasattr(host.LMTask.main_worker, "mpq_original"):
+        host.LMTask.main_worker = _wrap_worker(host.LMTask.main_worker)
 
 
 def watch_recognisers() -> None:
@@ -69,12 +90,23 @@ def watch_recognisers() -> None:
     For programs that decode: ESPnet adds the scores of both by their ids, whatever the tokens.
 
     Raises:
-        HostError: as `register`.
+        HostError: as `register`, which must have been called.
     """
-    register()
-    task = importlib.import_module("espnet2.tasks.abs_task").AbsTask
+    task = _abs_task()
     if not hasattr(task.build_model_from_file, "mpq_original"):
         task.build_model_from_file = _wrap_recogniser_loader(task.build_model_from_file)
+
+
+def _abs_task():
+    return importlib.import_module("espnet2.tasks.abs_task").AbsTask
+
+
+def _compare_tokens(kind: Kind, args: argparse.Namespace, where: object) -> None:
+    """What the loaders of our kinds do where recognisers are watched."""
+    if kind is LM:
+        check_recogniser(args, where)
+    elif hasattr(_abs_task().build_model_from_file, "mpq_original"):
+        remember_recogniser(args, where)
 
 
 def _wrap_recogniser_loader(original):
@@ -90,24 +122,31 @@ def _wrap_recogniser_loader(original):
     return classmethod(build_model_from_file)
 
 
-def _import_task():
-    """Import espnet2.tasks.lm and check that everything needed is there."""
+def _add_classes(choices, classes: Mapping[str, Tuple[str, str]]) -> None:
+    for choice, place in classes.items():
+        if choice not in choices.classes:
+            choices.classes[choice] = load_class(*place)
+
+
+def _import_task(kind: Kind):
+    """Import the module of the host's task and check that everything needed is there."""
+    words = "LM task" if kind is LM else "task of recognisers"
     try:
-        task = importlib.import_module("espnet2.tasks.lm")
+        task = importlib.import_module(kind.module)
     except (ImportError, OSError) as error:
         raise HostError(
-            "ESPnet is installed but its LM task cannot be imported",
+            f"ESPnet is installed but its {words} cannot be imported",
             found=f"{type(error).__name__}: {error}",
             expected="an import without error",
-            todo="install what is missing, see: python -c 'import espnet2.tasks.lm'",
+            todo=f"install what is missing, see: python -c 'import {kind.module}'",
         ) from error
-    for dotted, purpose in NEEDED.items():
+    for dotted, purpose in NEEDED[kind.name].items():
         value = task
         for name in dotted.split("."):
             value = getattr(value, name, None)
         if value is None:
             raise HostError(
-                f"this ESPnet lacks espnet2.tasks.lm.{dotted}, {purpose}",
+                f"this ESPnet lacks {kind.module}.{dotted}, {purpose}",
                 found=f"ESPnet {check_host()}",
                 expected="a version between 202402 and 202511",
                 todo='install one of these: pip install "espnet==202511"',
@@ -115,15 +154,11 @@ def _import_task():
     return task
 
 
-def _load_class(module: str, name: str) -> type:
-    return getattr(importlib.import_module(f"espnet_mpq.hosts.espnet.{module}"), name)
-
-
-def _wrap_loader(original):
+def _wrap_loader(original, kind: Kind):
     """A classmethod like the host's build_model_from_file that knows *.safetensors files.
 
     ``original`` is the bound method; its function is called with the class in use, so that
-    subclasses of LMTask keep their own build_model.
+    subclasses of the task keep their own build_model.
     """
 
     @functools.wraps(original.__func__)
@@ -134,19 +169,19 @@ def _wrap_loader(original):
         device: str = "cpu",
     ):
         if model_file is not None and Path(model_file).suffix == ".safetensors":
-            model, args = build_packed(cls, config_file, model_file, device)
-            check_recogniser(args, config_file or model_file)
+            model, args = build_packed(cls, kind, config_file, model_file, device)
+            _compare_tokens(kind, args, config_file or model_file)
             return model, args
         if model_file is not None:
             check_file(model_file)  # the host's own errors do not tell what is in its place
         model, args = original.__func__(cls, config_file, model_file, device)
-        check_recogniser(args, config_file)
-        if is_packed(getattr(args, OPTION)):
+        _compare_tokens(kind, args, config_file or model_file)
+        if kind.is_packed(vars(args)):
             raise MismatchError(
-                f"{config_file} describes a packed LM, which this file does not hold",
+                f"{config_file} describes a packed {kind.noun}, which this file does not hold",
                 found=f"model file {model_file}",
                 expected="packed.safetensors",
-                todo="give --lm_file (or --model_file) .../packed.safetensors",
+                todo=f"give {kind.file_option} (or --model_file) .../packed.safetensors",
             )
         return model, args
 

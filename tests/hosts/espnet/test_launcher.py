@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,14 +57,14 @@ def test_misspelt_module_names_its_neighbours(capsys, monkeypatch):
 
 
 @needs_host
-def test_every_module_that_loads_an_lm_registers():
+@pytest.mark.parametrize("kind, task", [("lm", r"\bLMTask"), ("asr", r"\bASRTask")])
+def test_every_module_that_loads_a_model_registers(kind, task):
     """The patterns are checked against the sources of the installed host."""
     for path in host_bin().glob("*.py"):
-        if "LMTask" in path.read_text(encoding="utf-8"):
-            assert launcher.needs_registration(path.stem), path.stem
-    assert not launcher.needs_registration("tts_train")
-    for name in launcher.LIGHT_MODULES:
-        assert not launcher.needs_registration(name)
+        if re.search(task, path.read_text(encoding="utf-8")):
+            assert kind in launcher.kinds_of(path.stem), path.stem
+    assert launcher.kinds_of("tts_train") == () and launcher.kinds_of("lm_train") == ("lm",)
+    assert not any(map(launcher.kinds_of, launcher.LIGHT_MODULES))
 
 
 @needs_host

@@ -22,7 +22,9 @@ TOKENIZER_OPTIONS = ("bpemodel", "non_linguistic_symbols")  # of config.yaml: na
 # What was measured on the LM: by `mpq quantize` and by the host's lm_calc_perplexity.
 PERPLEXITY_JSON = "perplexity.json"
 PERPLEXITY_FILES = ("ppl", "base", "utt2nll", "utt2ntokens", "utt2ppl")
-_OUR_LM = re.compile(r"^lm:\s*['\"]?mpq_packed_\w+['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE)
+_OURS = re.compile(
+    r"^(lm|model):\s*['\"]?mpq_packed_\w+['\"]?\s*(#.*)?$", re.IGNORECASE | re.MULTILINE
+)
 _MARK = ".mpq-"  # tells our temporary folders from the user's hidden ones
 
 
@@ -132,7 +134,7 @@ def _is_packed_lm(folder: Path) -> bool:
     config = folder / "config.yaml"
     try:
         if os.path.lexists(config):
-            return bool(_OUR_LM.search(config.read_text(encoding="utf-8", errors="replace")))
+            return bool(_OURS.search(config.read_text(encoding="utf-8", errors="replace")))
         return is_packed(folder / PACKED_FILE)
     except OSError:
         return False

@@ -1,34 +1,34 @@
-"""Opens an LM experiment directory of the host (config.yaml + checkpoint), strictly checked."""
+"""Opens an experiment directory of the host (config.yaml + checkpoint), strictly checked."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import cached_property
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import Dict, Mapping, Optional, Union
 
 import torch
 
 from espnet_mpq.architecture.base import Architecture
 from espnet_mpq.clusters import ClusterWeights
-from espnet_mpq.errors import CheckpointError, InputError, MismatchError, MpqError, near_matches
+from espnet_mpq.errors import CheckpointError, InputError, MismatchError, MpqError
 from espnet_mpq.file_kind import absence
 from espnet_mpq.hosts.espnet import families
 from espnet_mpq.hosts.espnet.config_file import (
-    check_keys,
-    check_sizes,
+    check_classes,
     find_config,
     listing,
     read_config,
 )
 from espnet_mpq.hosts.espnet.experiment.state import read_state
+from espnet_mpq.hosts.espnet.kinds import KINDS, LM, Kind, kind_of
 from espnet_mpq.hosts.espnet.registry import register
 from espnet_mpq.io import sha256_file
 from espnet_mpq.packed.format import PACKED_FILE
 from espnet_mpq.vocabulary import Vocabulary
 
-# Tried in this order when no file is named; the host's recipes use the first two.
-CHECKPOINTS = (PACKED_FILE, "valid.loss.best.pth", "valid.loss.ave.pth", "valid.acc.best.pth")
+PACKED_SUFFIX = Path(PACKED_FILE).suffix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Experiment:
     """An opened experiment.
 
     Attributes:
-        kind: what it is: "lm".
-        model: the host's model (ESPnetLanguageModel) in eval mode, on the CPU.
+        kind: what it is, a name of kinds.KINDS.
+        model: the host's model (ESPnetLanguageModel, ESPnetASRModel) in eval mode, on the CPU.
         prefix: of the names of ``module``'s weights in a checkpoint.
         args: the training options of config.yaml.
         config, checkpoint: the files read.
@@ -57,11 +57,10 @@ class Experiment:
         """The part of ``model`` that has the weights."""
         return self.model.get_submodule(self.prefix.rstrip("."))
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """The shape of ``module``; raises InputError for one that no packed file can hold."""
-        name, conf = (getattr(self.args, key) for key in (families.OPTION, families.CONF))
-        return families.architecture_of(name, conf, len(self.vocabulary))
+        return KINDS[self.kind].architecture(vars(self.args), self.model)
 
     @property
     def weights(self) -> ClusterWeights:
@@ -85,83 +84,102 @@ class Experiment:
 
     @property
     def is_packed(self) -> bool:
-        return self.checkpoint.suffix == ".safetensors"
+        return self.checkpoint.suffix == PACKED_SUFFIX
 
 
-def load_fp_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
-    """Open an experiment with float weights (fp or quantized LM).
+def load_fp(folder: Union[str, Path], file: Optional[str] = None) -> Experiment:
+    """Open an experiment of any kind with float weights (fp or quantized).
 
     Raises:
         InputError: the folder, config.yaml or checkpoint is missing or unreadable.
-        MismatchError: the checkpoint is not of this LM, or the directory holds a packed LM.
+        MismatchError: the checkpoint is not of this model, or the directory holds a packed one.
         HostError: no suitable ESPnet.
     """
-    exp = load_lm(lm_exp, lm_file)
+    exp = load(folder, file)
     if exp.is_packed:
+        noun = KINDS[exp.kind].noun
         raise MismatchError(
-            f"{lm_exp} holds a packed LM",
+            f"{folder} holds a packed {noun}",
             found=exp.checkpoint.name,
-            expected="an LM with float weights (config.yaml + valid.loss.best.pth)",
+            expected=f"one with float weights (config.yaml + {KINDS[exp.kind].checkpoints[0]})",
             todo="give the experiment it was packed from",
         )
     return exp
 
 
-def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
-    """Open an fp, quantized or packed experiment; errors as `load_fp_lm`.
+def load(folder: Union[str, Path], file: Optional[str] = None) -> Experiment:
+    """Open an fp, quantized or packed experiment of any kind; errors as `load_fp`.
 
-    ``lm_file`` is a name inside ``lm_exp`` or a path; default: the packed file if there is
-    one, else valid.loss.best.pth, valid.loss.ave.pth or the only other checkpoint.
+    ``file`` is a name inside ``folder`` or a path; default: the packed file if there is one,
+    else the first of the kind's checkpoints that is there, or the only other one.
     """
-    folder = Path(lm_exp)
+    folder = Path(folder)
     config = find_config(folder)
-    checkpoint = find_checkpoint(folder, lm_file)
-    register()
-    from espnet2.tasks.lm import LMTask, lm_choices, model_choices
-
     settings = read_config(config)
-    for option, choices in (("lm", lm_choices), ("model", model_choices)):
-        choice = settings.get(option, "lm")
-        if choice.lower() not in choices.classes:
-            raise InputError(
-                f"{config} names an unknown {option} class",
-                found=f"{option}: {choice}",
-                todo=near_matches(choice, choices.classes),
-            )
-        conf = settings.get(f"{option}_conf", {})
-        check_keys(config, f"{option}_conf", conf, choices.classes[choice.lower()])
-    check_sizes(config, settings)
-    if checkpoint.suffix == ".safetensors":
-        model, args = LMTask.build_model_from_file(str(config), str(checkpoint), "cpu")
+    kind = kind_of(settings)
+    checkpoint = find_checkpoint(folder, file, kind)
+    register(kind.name)
+    check_classes(config, kind, settings)
+    if checkpoint.suffix == PACKED_SUFFIX:
+        task = kind.host_task()
+        model, args = task.build_model_from_file(str(config), str(checkpoint), "cpu")
     else:
-        args = argparse.Namespace(**settings)
-        try:
-            model = LMTask.build_model(args)
-        except MpqError:  # the plugin's own LM, a bad plan for example
-            raise
-        except Exception as error:  # whatever the host raises for odd values, assert included
-            raise InputError(
-                f"the LM of {config} cannot be built",
-                found=f"{type(error).__name__}: {error}",
-                expected="an LM configuration of the host (config.yaml in an LM's exp folder)",
-            ) from error
-        load_strictly(model, checkpoint)
+        model, args = build(kind, config, settings)
+        load_strictly(model, checkpoint, kind)
     model.eval()
     vocabulary = families.vocabulary(args.token_list)
-    return Experiment("lm", model, families.PREFIX, args, config, checkpoint, vocabulary)
+    return Experiment(kind.name, model, kind.prefix, args, config, checkpoint, vocabulary)
 
 
-def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
+def load_fp_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
+    """As `load_fp`, for language models alone."""
+    return _check_lm(load_fp(lm_exp, lm_file))
+
+
+def load_lm(lm_exp: Union[str, Path], lm_file: Optional[str] = None) -> Experiment:
+    """As `load`, for language models alone."""
+    return _check_lm(load(lm_exp, lm_file))
+
+
+def _check_lm(exp: Experiment) -> Experiment:
+    if exp.kind != LM.name:
+        raise MismatchError(
+            f"{exp.config} describes a {KINDS[exp.kind].noun}", expected="an LM experiment"
+        )
+    return exp
+
+
+def build(kind: Kind, config: Path, settings: Mapping):
+    """(model, args) as the host builds them, with random weights.
+
+    Raises:
+        InputError: the host cannot.
+    """
+    args = argparse.Namespace(**settings)
+    try:
+        return kind.host_task().build_model(args), args
+    except MpqError:  # the plugin's own model, a bad plan for example
+        raise
+    except Exception as error:  # whatever the host raises for odd values, assert included
+        raise InputError(
+            f"the {kind.noun} of {config} cannot be built",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"a configuration of the host (config.yaml that {kind.train} wrote), and the "
+            "files that it names",
+        ) from error
+
+
+def find_checkpoint(folder: Path, file: Optional[str] = None, kind: Kind = LM) -> Path:
     """Return the checkpoint of an experiment or raise InputError that lists what is there."""
-    if lm_file is not None:
-        places = (folder / lm_file, Path(lm_file))
+    if file is not None:
+        places = (folder / file, Path(file))
         for path in places:
             if path.is_file():
                 return path
         for path in places:
             _refuse_absent(path)
-        raise InputError(f"there is no {folder / lm_file}", found=listing(folder))
-    for name in CHECKPOINTS:
+        raise InputError(f"there is no {folder / file}", found=listing(folder))
+    for name in (PACKED_FILE, *kind.checkpoints):
         if (folder / name).is_file():
             return folder / name
         _refuse_absent(folder / name)
@@ -169,9 +187,9 @@ def find_checkpoint(folder: Path, lm_file: Optional[str] = None) -> Path:
     if len(others) == 1:
         return others[0]
     raise InputError(
-        f"{folder} has no {CHECKPOINTS[1]}",
+        f"{folder} has no {kind.checkpoints[0]}",
         found=listing(folder),
-        todo="name the checkpoint with --lm_file",
+        todo=f"name the checkpoint with {kind.file_option}",
     )
 
 
@@ -182,7 +200,7 @@ def _refuse_absent(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read", found=found[0], todo=found[1])
 
 
-def load_strictly(model, checkpoint: Path) -> None:
+def load_strictly(model, checkpoint: Path, kind: Kind) -> None:
     """Load a state dict and refuse missing, unknown or misshapen tensors (the host does not).
 
     Raises:
@@ -192,7 +210,7 @@ def load_strictly(model, checkpoint: Path) -> None:
     wanted = model.state_dict()
     if not any(k in wanted for k in state):
         raise MismatchError(
-            f"{checkpoint} holds no weight of this LM",
+            f"{checkpoint} holds no weight of this {kind.noun}",
             found=", ".join(map(str, list(state)[:4])) or "an empty dict",
             expected=", ".join(list(wanted)[:4]),
             todo="give the checkpoint of this experiment",

@@ -23,6 +23,6 @@ def read_state(checkpoint: Union[str, Path]) -> dict:
         state = state["module"]
     if not isinstance(state, dict):
         raise CheckpointError(
-            f"{checkpoint} holds no weight of an LM", found=type(state).__name__, expected=EXPECTED
+            f"{checkpoint} holds no weights", found=type(state).__name__, expected=EXPECTED
         )
     return state

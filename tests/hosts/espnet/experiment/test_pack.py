@@ -270,15 +270,15 @@ def test_wrong_inputs(fp_exp, packed_dir, plan_file, quantized_exp, arch, tmp_pa
     out = tmp_path / "out"
     bad_plan = tmp_path / "bad.json"
     bad = json.loads(plan_file.read_text())
-    bad["clusters"]["output"]["bits"] = 3
+    bad["clusters"]["output"]["bits"] = 5
     bad_plan.write_text(json.dumps(bad))
     cases = [
-        (dict(lm_exp=fp_exp.path), PlanError, "--plan"),
-        (dict(lm_exp=fp_exp.path, plan=bad_plan), PlanError, "bits.*3"),
-        (dict(lm_exp=tmp_path / "none", plan=plan_file), InputError, "none"),
-        (dict(lm_exp=fp_exp.path, plan=plan_file, lm_file="x.pth"), InputError, "x.pth"),
-        (dict(lm_exp=packed_dir), MismatchError, "packed already"),
-        (dict(lm_exp=quantized_exp, fp_exp=tmp_path / "none"), InputError, "none"),
+        (dict(exp=fp_exp.path), PlanError, "--plan"),
+        (dict(exp=fp_exp.path, plan=bad_plan), PlanError, "bits.*5"),
+        (dict(exp=tmp_path / "none", plan=plan_file), InputError, "none"),
+        (dict(exp=fp_exp.path, plan=plan_file, file="x.pth"), InputError, "x.pth"),
+        (dict(exp=packed_dir), MismatchError, "packed already"),
+        (dict(exp=quantized_exp, fp_exp=tmp_path / "none"), InputError, "none"),
     ]
     for options, kind, words in cases:
         with pytest.raises(kind, match=words):
@@ -351,7 +351,7 @@ def test_host_refuses_what_does_not_belong_together(host, fp_exp, packed_dir, ar
     plan = uniform(families.architecture_of("transformer", transformer, 31), ClusterSpec(2))
     conf = {**transformer, "plan": plan.to_dict()}
     other_family = edited(lambda c: c.update(lm="mpq_packed_transformer", lm_conf=conf))
-    with pytest.raises(MismatchError, match="does not fit lm_conf: class"):
+    with pytest.raises(MismatchError, match="does not fit config.yaml: class"):
         load(other_family, str(packed_file))
     unquoted = edited(lambda c: c["token_list"].__setitem__(3, False))
     with pytest.raises(InputError, match="token_list, entry 3 is False"):

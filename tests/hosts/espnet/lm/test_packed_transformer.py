@@ -215,7 +215,7 @@ def test_files_that_do_not_belong_together(host, packed_dir, packed_exp, fp_dir,
     folder = shutil.copytree(packed_dir.path, tmp_path / "lm")
     shutil.copy(packed_exp.checkpoint, folder)  # of a recurrent LM
     with pytest.raises(
-        MismatchError, match="class: found 'transformer' in lm_conf; expected 'rnn'"
+        MismatchError, match="class: found 'transformer' in config.yaml; expected 'rnn'"
     ):
         build(None, folder / "packed.safetensors")
     with pytest.raises(MismatchError, match="mpq_packed_rnn or mpq_packed_transformer"):
@@ -226,7 +226,7 @@ def test_files_that_do_not_belong_together(host, packed_dir, packed_exp, fp_dir,
     settings["lm_conf"]["head"] = 7
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.copy(packed_dir.checkpoint, folder)
-    with pytest.raises(MismatchError, match="lm_conf: head: found 7 in lm_conf; expected 3"):
+    with pytest.raises(MismatchError, match="head: found 7 in config.yaml; expected 3"):
         build(None, folder / "packed.safetensors")
 
 
