@@ -136,7 +136,7 @@ def test_one_sentence_is_enough_without_training(fp_exp, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (["--bits", "3", "--uniform"], ("--uniform", "3", "1, 2, 4 or 8")),
+        (["--bits", "5", "--uniform"], ("--uniform", "5", "1, 2, 3, 4 or 8")),
         (["--bits", "0.01"], ("budget", "at least")),
         (["--bits", "-1"], ("--bits", "-1")),
         (["--bits", "2", "--grid", "uniform", "--group_size", "4"], ("group_size",)),

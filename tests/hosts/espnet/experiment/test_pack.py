@@ -180,7 +180,7 @@ def test_host_perplexity_program(host, packed_dir, kaldi_text_file, tmp_path):
             ]
         )  # fmt: skip
         ppls.append(float((out / "ppl").read_text()))
-    assert 1 < ppls[0] < 60 and ppls[0] == pytest.approx(ppls[1], rel=1e-4)
+    assert 1 < ppls[0] < 60 and ppls[0] == pytest.approx(ppls[1], rel=3e-4)
 
 
 def test_config_keeps_what_the_host_needs(fp_exp, packed_dir, arch):
