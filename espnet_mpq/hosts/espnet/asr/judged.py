@@ -122,7 +122,7 @@ def find_stages(
     decoder = model.decoder if "decoder" in heads else None
     has_blocks = decoder is not None and (
         type(decoder).forward is BaseTransformerDecoder.forward
-        and not decoder.gradient_checkpoint_layers
+        and not getattr(decoder, "gradient_checkpoint_layers", ())  # newer hosts
     )
     if has_blocks:
         _note(first, clusters, "decoder.embed", len(layers))
