@@ -148,7 +148,7 @@ def test_a_killed_run_leaves_no_job_behind(tmp_path):
         "    open(os.path.join(os.path.dirname(__file__), 'pid'), 'w').write(str(os.getpid()))\n"
         "    time.sleep(float(sys.argv[1]))\n"
     )
-    (tmp_path / "espnet_mpq.py").write_text("def register():\n    pass\n")
+    (tmp_path / "espnet_mpq.py").write_text("def register(*kinds, **options):\n    pass\n")
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "espnet_mpq" / "recipe" / "host_jobs.py")],
         stdin=subprocess.PIPE,
