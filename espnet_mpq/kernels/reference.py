@@ -12,7 +12,7 @@ def unpack(codes: torch.Tensor, bits: int, cols: int) -> torch.Tensor:
 
     Args:
         codes: uint8 (rows, ceil(cols * bits / 8)).
-        bits: 1, 2, 4 or 8.
+        bits: 1, 2, 3, 4 or 8; a code of 3 bits may reach into the next byte.
 
     Returns:
         int64 (rows, cols), values 0 .. 2^bits - 1.
@@ -20,8 +20,10 @@ def unpack(codes: torch.Tensor, bits: int, cols: int) -> torch.Tensor:
     Source: own (packed/FORMAT.md).
     """
     first_bit = torch.arange(cols, device=codes.device) * bits
-    byte = codes.to(torch.int64)[:, torch.div(first_bit, 8, rounding_mode="floor")]
-    return (byte >> (first_bit % 8)) & (2**bits - 1)
+    first = torch.div(first_bit, 8, rounding_mode="floor")
+    data = torch.nn.functional.pad(codes.to(torch.int64), (0, 1))
+    two_bytes = data[:, first] | data[:, first + 1] << 8
+    return (two_bytes >> (first_bit % 8)) & (2**bits - 1)
 
 
 def dequantize_linear(

@@ -235,7 +235,7 @@ class MpqOptions:
         if not settings.get("lm_conf") or "token_list" not in settings:
             return  # the first stage that opens the LM says what is wrong with it
         from espnet_mpq.hosts.espnet import families
-        from espnet_mpq.hosts.espnet.experiment.config_file import read_config
+        from espnet_mpq.hosts.espnet.config_file import read_config
         from espnet_mpq.packed.size import packed_size
         from espnet_mpq.plan import budget_n_bytes, uniform_plan
 

@@ -59,7 +59,7 @@ def test_equals_the_dequantizer_of_packed_bit_for_bit(spec):
             codes = packed.tensors[codes_name(cluster, part)]
             scales = packed.tensors[scales_name(cluster, part, spec)]
             mine = dequantize_linear(codes, scales, levels, spec.bits, part.cols, spec.group_size)
-            other = dequantize_part(packed.tensors, cluster, part, spec)
+            other = dequantize_part(packed.tensors.__getitem__, cluster, part, spec)
             assert mine.shape == part.shape and torch.equal(mine, other)
 
 

@@ -24,7 +24,7 @@ def record(**changes):
     values = {key: hashlib.sha256(key.encode()).hexdigest() for key in IDENTITY}
     values.update(text_format="plain", max_tokens=1000, seed=7, grid="uniform", tying="group")
     values.update(group_size=16, scale_dtype="float16", probe="gaussian", trace="average")
-    values.update(max_seconds=2.5, unit="nats/token")
+    values.update(max_seconds=2.5, unit="nats/token", rounding="nearest", rounding_tokens=200)
     return {**values, "clusters": ["x", "y"], "bits": [1, 2], **changes}
 
 
@@ -64,6 +64,8 @@ OTHERS = {
     "group_size": (None, "16 in {}, none in this run"),
     "scale_dtype": ("float32", "'float16' in {}, 'float32' in this run"),
     "probe": ("rademacher", "'gaussian' in {}, 'rademacher' in this run"),
+    "rounding": ("second_order", "'nearest' in {}, 'second_order' in this run"),
+    "rounding_tokens": (50, "200 in {}, 50 in this run"),
     "trace": ("plain", "'average' in {}, 'plain' in this run"),
     "clusters": (["x", "z"], "['y'] in {}, ['z'] in this run"),
 }

@@ -229,7 +229,7 @@ def test_wrong_plans_are_refused_when_building(host):
     arch = architecture(vocab_size=V)
     plan = uniform(arch, ClusterSpec(2)).to_dict()
     lm_class(V, plan=plan, **conf_of(arch))
-    for bits in (3, 0, "2"):
+    for bits in (5, 0, "2"):
         bad = copy.deepcopy(plan)
         bad["clusters"]["output"]["bits"] = bits
         with pytest.raises(PlanError, match="bits"):

@@ -218,7 +218,7 @@ def test_files_that_do_not_belong_together(host, packed_dir, packed_exp, fp_dir,
         MismatchError, match="class: found 'transformer' in config.yaml; expected 'rnn'"
     ):
         build(None, folder / "packed.safetensors")
-    with pytest.raises(MismatchError, match="mpq_packed_rnn or mpq_packed_transformer"):
+    with pytest.raises(MismatchError, match="mpq_packed_rnn or lm: mpq_packed_transformer"):
         build(fp_dir / "config.yaml", packed_dir.checkpoint)
     with pytest.raises(MismatchError, match="expected packed.safetensors"):
         build(packed_dir.config, fp_dir / "valid.loss.best.pth")
@@ -239,6 +239,6 @@ def test_wrong_plans_and_sizes_are_refused_when_building(host, packed_dir):
     with pytest.raises(InputError, match="att_unit"):
         lm_class(V, plan=plan, **{**CONF, "head": 2})
     bad = copy.deepcopy(plan)
-    bad["clusters"]["blocks.0.attention"]["bits"] = 3
+    bad["clusters"]["blocks.0.attention"]["bits"] = 5
     with pytest.raises(PlanError, match="bits"):
         lm_class(V, plan=bad, **CONF)
