@@ -156,5 +156,6 @@ def test_json_has_no_nan_and_no_infinity(tmp_path):
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_constants_that_are_no_json_are_refused(constant, tmp_path):
     (tmp_path / "a.json").write_text(f'{{"a": [{constant}]}}')
-    with pytest.raises(InputError, match=f"a.json is not JSON: found {constant}, which JSON has not"):
+    words = f"a.json is not JSON: found {constant}, which JSON has not"
+    with pytest.raises(InputError, match=words):
         io.read_json(tmp_path / "a.json")
