@@ -8,14 +8,15 @@ from typing import Callable, Dict, Optional
 import torch
 
 from espnet_mpq.clusters import ClusterWeights
-from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.errors import InputError
 from espnet_mpq.plan import Plan
-from espnet_mpq.training.attach import attach
+from espnet_mpq.training.attach import attach, check_state
 from espnet_mpq.training.finishing import Finishing
 from espnet_mpq.training.on_grid import (
     Mats,
     OnGrid,
     coded_names,
+    copied_to,
     project,
     project_weights,
     relative_distance,
@@ -323,34 +324,22 @@ class AdmmController:
         Raises:
             MismatchError: written by another version or with another plan.
         """
-        for key, mine in (
-            ("version", STATE_VERSION),
-            ("plan", self.plan.to_dict(provenance=False)),
-        ):
-            if state.get(key) != mine:
-                raise MismatchError(
-                    f"the ADMM state in the checkpoint has another {key}",
-                    found=state.get(key),
-                    expected=mine,
-                    todo="train into a new folder (--output_dir) or delete checkpoint.pth",
-                )
-        device = self.weights.device
-
-        def here(mats: Mats) -> Mats:
-            # Copies: the dual is updated in place and must not change the caller's state.
-            return {n: [m.to(device, copy=True) for m in parts] for n, parts in mats.items()}
-
-        def table(value: Dict) -> OnGrid:
-            return OnGrid(self.plan, here(value["scales"]), here(value["codes"]))
-
-        self._float_weights = state["float_weights"] and here(state["float_weights"])
-        self.table = state["table"] and table(state["table"])
-        self.dual = here(state["dual"])
+        check_state(
+            state,
+            title="ADMM",
+            todo="train into a new folder (--output_dir) or delete checkpoint.pth",
+            expected={"version": STATE_VERSION, "plan": self.plan.to_dict(provenance=False)},
+        )
+        device, floats, table = self.weights.device, state["float_weights"], state["table"]
+        self._float_weights = floats and copied_to(floats, device)
+        self.table = table and OnGrid.from_dict(self.plan, table, device)
+        self.dual = copied_to(state["dual"], device)
         self.gamma, self.n_updates = state["gamma"], state["n_updates"]
         self.residuals = dict(state["residuals"])
         self.finishing = None
         if state["finishing"] is not None:
-            self.finishing = Finishing(table(state["finishing"]["start"]), self.options.finish_lr)
+            start = OnGrid.from_dict(self.plan, state["finishing"]["start"], device)
+            self.finishing = Finishing(start, self.options.finish_lr)
             self.finishing.load_state_dict(state["finishing"])
         elif self.table is not None:
             self._set_goal(stored_coded(self.table))

@@ -1,9 +1,9 @@
-"""Hooks on one optimizer: work before and after its step, and state in its state_dict."""
+"""Hooks on one optimizer: work before and after its step, and its saved state, checked."""
 
 from __future__ import annotations
 
 import functools
-from typing import Callable
+from typing import Any, Callable, Mapping
 
 from espnet_mpq.errors import MismatchError
 
@@ -52,3 +52,26 @@ def attach(
     optimizer.step = hooked_step
     optimizer.state_dict = hooked_state_dict
     optimizer.load_state_dict = hooked_load_state_dict
+
+
+def check_state(
+    state: Mapping[str, Any], title: str, todo: str, expected: Mapping[str, Any]
+) -> None:
+    """Refuse a saved state whose version or plan is not that of the run that resumes.
+
+    Args:
+        title: the method that wrote the state, for the message.
+        todo: what the user can do about it.
+        expected: key -> value that the state must hold.
+
+    Raises:
+        MismatchError: a value is another one.
+    """
+    for key, mine in expected.items():
+        if state.get(key) != mine:
+            raise MismatchError(
+                f"the {title} state in the checkpoint has another {key}",
+                found=state.get(key),
+                expected=mine,
+                todo=todo,
+            )

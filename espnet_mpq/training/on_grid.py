@@ -21,6 +21,11 @@ def coded_names(plan: Plan) -> List[str]:
     return [name for name, spec in plan.clusters.items() if spec.is_coded]
 
 
+def copied_to(mats: Mapping, device: torch.device) -> Mats:
+    """Copies on a device: what is updated in place must not change the caller's state."""
+    return {name: [mat.to(device, copy=True) for mat in parts] for name, parts in mats.items()}
+
+
 @dataclass
 class OnGrid:
     """α and V of all coded clusters.
@@ -48,6 +53,11 @@ class OnGrid:
 
     def to_dict(self) -> dict:
         return {"scales": self.scales, "codes": self.codes}
+
+    @classmethod
+    def from_dict(cls, plan: Plan, saved: Mapping, device: torch.device) -> "OnGrid":
+        """The table that to_dict() of a table of the plan gave, copied to a device."""
+        return cls(plan, copied_to(saved["scales"], device), copied_to(saved["codes"], device))
 
 
 def project(

@@ -8,16 +8,17 @@ from typing import Callable, Dict, Optional
 import torch
 
 from espnet_mpq.clusters import ClusterWeights
-from espnet_mpq.errors import InputError, MismatchError
+from espnet_mpq.errors import InputError
 from espnet_mpq.plan import Plan
 from espnet_mpq.quant.grid import Grid, make_grid
 from espnet_mpq.quant.scale import spread
-from espnet_mpq.training.attach import attach
+from espnet_mpq.training.attach import attach, check_state
 from espnet_mpq.training.finishing import Finishing
 from espnet_mpq.training.on_grid import (
     Mats,
     OnGrid,
     coded_names,
+    copied_to,
     project,
     project_weights,
     relative_distance,
@@ -269,27 +270,17 @@ class QatController:
         Raises:
             MismatchError: written by another version or with another plan.
         """
-        for key, mine in (
-            ("version", STATE_VERSION),
-            ("plan", self.plan.to_dict(provenance=False)),
-        ):
-            if state.get(key) != mine:
-                raise MismatchError(
-                    f"the QAT state in the checkpoint has another {key}",
-                    found=state.get(key),
-                    expected=mine,
-                    todo="resume with the plan that the run was started with",
-                )
+        check_state(
+            state,
+            title="QAT",
+            todo="resume with the plan that the run was started with",
+            expected={"version": STATE_VERSION, "plan": self.plan.to_dict(provenance=False)},
+        )
         device = self.weights.device
-
-        def moved(mats: Mats) -> Mats:
-            return {n: [mat.to(device).clone() for mat in parts] for n, parts in mats.items()}
-
-        self.floats = moved(state["weights"])
+        self.floats = copied_to(state["weights"], device)
         self.n_updates, self.is_frozen = state["n_updates"], state["is_frozen"]
         if state["tuned"] is not None:
-            start = state["tuned"]["start"]
-            table = OnGrid(self.plan, moved(start["scales"]), moved(start["codes"]))
+            table = OnGrid.from_dict(self.plan, state["tuned"]["start"], device)
             self.tuned = Finishing(table, lr=0.0)
             self.tuned.load_state_dict(state["tuned"])
 
