@@ -181,15 +181,12 @@ class Rounder:
     def _changing(self) -> Iterator[None]:
         """In eval mode; afterwards the weights are what they were."""
         self._fp = {name: p.detach().clone() for name, p in self.parameters.items()}
-        module = self.judged.module
-        was_training = module.training
-        module.eval()
-        try:
-            yield
-        finally:
-            module.train(was_training)
-            self._load(self._fp)
-            self._fp = {}
+        with self.judged.evaluating():
+            try:
+                yield
+            finally:
+                self._load(self._fp)
+                self._fp = {}
 
     @contextlib.contextmanager
     def _float(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
@@ -132,6 +133,16 @@ class Judged:
     @property
     def n_sentences(self) -> int:
         return sum(len(batch.mask) for batch in self.batches)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The module in eval mode; afterwards in the mode that it was in."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(was_training)
 
     def logits(self) -> Iterator[torch.Tensor]:
         """(N, V) of every batch, one after the other."""

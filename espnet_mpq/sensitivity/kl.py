@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import List, Mapping, Optional, Protocol, Sequence, Tuple
 
@@ -79,7 +78,7 @@ class KlMeter:
         """Fills the cache; mean nll of the fp model in nats per row, nan without targets."""
         self._cache: List[torch.Tensor] = []
         nll, fits = 0.0, True
-        with _evaluating(self.judged.module):
+        with self.judged.evaluating():
             for batch in self._batches:
                 hidden = batch.rows(self._stages.run(batch.inputs, batch.inputs))
                 self._keeps = self._total_n_bytes(hidden) <= cache_n_bytes
@@ -150,7 +149,7 @@ class KlMeter:
 
         start = min(self._stages.first[name] for name in mats) if self._keeps and mats else 0
         sums, counts = [], []
-        with _evaluating(self.judged.module):
+        with self.judged.evaluating():
             entering = self._entering(start)
             try:
                 write(mats, biases)
@@ -222,17 +221,5 @@ def _kl_piece(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return torch.expm1(d).sub_(d).mul_(log_p.exp()).sum(-1)
 
 
-
-
 def _observed(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return log_p.gather(1, targets[:, None])[:, 0]
-
-
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module):
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
