@@ -7,13 +7,13 @@ import errno
 import gzip
 import hashlib
 import json
+import lzma
 import math
 import os
-import re
 import tempfile
 import zlib
 from pathlib import Path
-from typing import List, Union
+from typing import BinaryIO, Iterator, List, Union
 
 from espnet_mpq import strict_json
 from espnet_mpq.errors import InputError, WriteError
@@ -70,13 +70,17 @@ def write_error(what: object, error: OSError, unchanged: bool = True) -> WriteEr
     return made
 
 
-# A carriage return inside a line.
-_INNER_CR = re.compile(r"\r(?!\r*(\n|\Z))")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 
 
 def read_lines(path: Union[str, Path]) -> List[str]:
-    """The lines of a UTF-8 text file, gzip too, without their ends: line n is item n - 1.
+    """All `stream_lines` of a file: line n is item n - 1."""
+    return list(stream_lines(path))
+
+
+def stream_lines(path: Union[str, Path]) -> Iterator[str]:
+    """The lines of a UTF-8 text file, gzip and xz too, without their ends, one at a time.
 
     A line ends where a file opened as text ends it (so hosts written in Python see the same
     lines): at LF, CR LF, or CR in a file that has no LF. Other separators of Unicode (vertical
@@ -85,58 +89,67 @@ def read_lines(path: Union[str, Path]) -> List[str]:
 
     Raises:
         InputError: unreadable or damaged file; not UTF-8, a NUL byte, or a CR inside a line of a
-            file with LF (a reader that ends the line there would cut it), with line and byte.
+            file with LF (a reader that ends the line there would cut it), with its line.
     """
     path = Path(path)
     refuse_unfetched(path)
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz" or data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+        with _open_unpacked(path) as file:
+            for number, line in enumerate(file, 1):
+                content = _decoded(line, number, path)
+                if "\r" not in content:
+                    lines = [content[:-1] if content.endswith("\n") else content]
+                elif number == 1 and not content.endswith("\n"):  # no LF in the whole file
+                    lines = content.removesuffix("\r").split("\r")
+                else:
+                    lines = [content.rstrip("\r\n")]
+                    if "\r" in lines[0]:
+                        raise _inner_cr(path, number)
+                for one in lines:
+                    yield one[1:] if one.startswith("\ufeff") else one
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         found = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read the text {path}", found=found) from error
+
+
+def _open_unpacked(path: Path) -> BinaryIO:
+    """A file opened for reading bytes; what is packed is unpacked, by its name or first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(len(_XZ))
+    if path.suffix == ".gz" or head.startswith(_GZIP):
+        return gzip.open(path)
+    if path.suffix == ".xz" or head == _XZ:
+        return lzma.open(path)
+    return open(path, "rb")
+
+
+def _decoded(line: bytes, number: int, path: Path) -> str:
     try:
-        content = data.decode("utf-8")
+        content = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        utf16 = " (it begins like UTF-16)" if data.startswith(_UTF16) else ""
+        utf16 = number == 1 and line.startswith(_UTF16)
         raise InputError(
             f"{path} is not UTF-8 text",
-            found=f"byte 0x{data[error.start]:02x} in line {_line_of(data, error.start)}{utf16}",
+            found=f"byte 0x{line[error.start]:02x} in line {number}"
+            + (" (it begins like UTF-16)" if utf16 else ""),
             todo="convert it: iconv -f ENCODING -t UTF-8",
         ) from error
     if "\0" in content:
         raise InputError(
             f"{path} is not UTF-8 text",
-            found=f"byte 0x00 in line {content.count(chr(10), 0, content.index(chr(0))) + 1}",
+            found=f"byte 0x00 in line {number}",
             todo="if it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8",
         )
-    if "\r" in content:
-        content = _line_feeds(content, path)
-    lines = content.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line[1:] if line.startswith("\ufeff") else line for line in lines]
+    return content
 
 
-def _line_of(data: bytes, position: int) -> int:
-    return data.count(b"\n", 0, position) + 1
-
-
-def _line_feeds(content: str, path: Path) -> str:
-    """CR LF, and CR where there is no LF, as LF."""
-    if "\n" not in content:
-        return content.replace("\r", "\n")
-    inner = _INNER_CR.search(content)
-    if inner:
-        number = content.count("\n", 0, inner.start()) + 1
-        raise InputError(
-            f"{path}, line {number}",
-            found="a carriage return inside the line, where the host would cut it",
-            expected="lines that end in LF or CR LF",
-            todo="make it a blank or a line end: tr '\\r' ' ' or tr '\\r' '\\n'",
-        )
-    return re.sub(r"\r+(\n|\Z)", "\n", content)
+def _inner_cr(path: Path, number: int) -> InputError:
+    return InputError(
+        f"{path}, line {number}",
+        found="a carriage return inside the line, where the host would cut it",
+        expected="lines that end in LF or CR LF",
+        todo="make it a blank or a line end: tr '\\r' ' ' or tr '\\r' '\\n'",
+    )
 
 
 def sha256_bytes(data: bytes) -> str:

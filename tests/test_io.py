@@ -159,3 +159,20 @@ def test_constants_that_are_no_json_are_refused(constant, tmp_path):
     words = f"a.json is not JSON: found {constant}, which JSON has not"
     with pytest.raises(InputError, match=words):
         io.read_json(tmp_path / "a.json")
+
+
+def test_xz_is_read_as_what_is_in_it_and_damage_is_named(tmp_path):
+    import lzma
+
+    data = lzma.compress(b"a\nb c\n\nd")
+    for name in ("t.xz", "t"):  # by its name or by its first bytes
+        (tmp_path / name).write_bytes(data)
+        assert io.read_lines(tmp_path / name) == ["a", "b c", "", "d"]
+    (tmp_path / "cut.xz").write_bytes(data[:-9])
+    with pytest.raises(InputError, match="cannot read the text .*cut.xz"):
+        io.read_lines(tmp_path / "cut.xz")
+    (tmp_path / "no.xz").write_bytes(b"plain")
+    with pytest.raises(InputError, match="cannot read the text .*no.xz"):
+        io.read_lines(tmp_path / "no.xz")
+    stream = io.stream_lines(tmp_path / "t.xz")
+    assert next(stream) == "a" and list(stream) == ["b c", "", "d"]

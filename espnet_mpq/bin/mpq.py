@@ -23,7 +23,8 @@ SUBCOMMANDS = {
     "perplexity": "perplexity of an fp, quantized or packed LM",
     "tune": "weights of LMs for rescoring, tuned on the n-best lists of a development set",
     "rescore": "n-best lists in the order that LMs give them: packed, float, n-gram, density ratio",
-    "compare": "word error rates of two systems, and whether they differ",
+    "compare": "word error rates of systems, whether they differ, and which words changed",
+    "overlap": "does the text of an LM hold sentences of the test sets?",
     "setup_recipe": "add the mpq stages to an ESPnet recipe folder",
 }
 HELP = """\

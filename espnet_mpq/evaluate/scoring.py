@@ -50,7 +50,13 @@ class Scoring:
         if self.unit == "char":
             found = self._characters(line)
         else:
-            found = [word for word in line.split() if word not in self.symbols]
+            found = line.split()
+            if self.symbols:
+                found = [word for word in found if word not in self.symbols]
+            if ";" not in line:  # the usual line, all its words at once
+                if not self.case_sensitive:
+                    found = " ".join(found).translate(_ASCII_LOWER).split(" ") if found else found
+                return [token for token in found if token != "@"] if "@" in found else found
         return [self._as_compared(token) for token in found if token != "@"]
 
     def _characters(self, line: str) -> List[str]:
